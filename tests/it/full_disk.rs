@@ -1,5 +1,5 @@
-//! D-9: the disk of the database is full, first that of the data, then that of the write-ahead log. Nothing is
-//! lost, the relay says that it gets nowhere, and it goes on by itself when there is room again.
+//! D-9: the disk of the database is full, first that of the data, then that of the write-ahead log. Nothing
+//! is lost, the relay says that it gets nowhere, and it goes on by itself when there is room again.
 //!
 //! A small disk is a tmpfs, which only root may mount: `make test-full-disk`.
 

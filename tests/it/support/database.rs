@@ -44,6 +44,14 @@ pub(crate) async fn major_version() -> i32 {
     sqlx::query_scalar(version).fetch_one(&mut connection).await.unwrap()
 }
 
+/// The version of that server and its day, such as `15.18, 30 November 2026`.
+pub(crate) async fn version_and_day() -> String {
+    let mut connection = root().connect().await.unwrap();
+    let both = "select split_part(current_setting('server_version'), ' ', 1) || \
+                to_char(now() at time zone 'UTC', ', FMDD FMMonth YYYY')";
+    sqlx::query_scalar(both).fetch_one(&mut connection).await.unwrap()
+}
+
 /// A database of one test, dropped at the end.
 #[derive(Debug)]
 pub(crate) struct Database {

@@ -9,7 +9,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use self::{record::Record, world::World};
-use crate::support::seed;
+use crate::support::{database::version_and_day, seed};
 
 /// Minutes for which round after round is run.
 const MINUTES: &str = "PGOUTBOX_TEST_MINUTES";
@@ -23,7 +23,7 @@ const ROUND: Duration = Duration::from_secs(110);
 async fn whatever_fails_nothing_is_lost_invented_or_out_of_order_and_duplicates_are_bounded() {
     let minutes: u64 = std::env::var_os(MINUTES).and_then(|text| text.to_str()?.parse().ok()).unwrap_or(10);
     let (first, began) = (seed(), Instant::now());
-    let mut record = Record::new(first, minutes);
+    let mut record = Record::new(first, minutes, version_and_day().await);
     for round in 0.. {
         if began.elapsed() >= Duration::from_secs(60 * minutes) {
             break;

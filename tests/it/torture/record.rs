@@ -24,13 +24,15 @@ pub(super) struct Balance {
 pub(super) struct Record {
     seed: u64,
     minutes: u64,
+    /// Version of PostgreSQL, and the day.
+    server: String,
     rounds: usize,
     sum: Balance,
 }
 
 impl Record {
-    pub(super) fn new(seed: u64, minutes: u64) -> Self {
-        Self { seed, minutes, rounds: 0, sum: Balance::default() }
+    pub(super) fn new(seed: u64, minutes: u64, server: String) -> Self {
+        Self { seed, minutes, server, rounds: 0, sum: Balance::default() }
     }
 
     pub(super) fn add(&mut self, round: &Balance) {
@@ -59,7 +61,8 @@ impl Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, minutes, rounds, sum } = self;
+        let Self { seed, minutes, server, rounds, sum } = self;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let faults: usize = sum.faults.values().sum();
         writeln!(f, "# Record of faults\n")?;
         writeln!(
@@ -74,7 +77,11 @@ impl fmt::Display for Record {
             f,
             "minutes everything heals, and what was published is compared with what came. The same command"
         )?;
-        writeln!(f, "chooses the same faults; when each strikes depends on the machine.\n")?;
+        writeln!(
+            f,
+            "chooses the same faults; when each strikes depends on the machine. This run: a debug build,"
+        )?;
+        writeln!(f, "{processors} processors, PostgreSQL {server}.\n")?;
         writeln!(f, "```sh\nmake torture SEED={seed} MINUTES={minutes}\n```\n")?;
         writeln!(f, "| What | Figure |\n|---|---|")?;
         writeln!(f, "| Rounds | {rounds} |")?;
