@@ -146,6 +146,12 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
+    -- What is there stays there. If a session's snapshot shows what has left since, this fails.
+    perform from outbox.dead_letters as letter
+            join outbox.events as event
+              on event.position = letter.position and event.id = letter.event_id
+           where letter.id = any (chosen)
+             for key share of event;
     -- An event that was removed from the log is inserted again. Its transaction id is before every
     -- snapshot, so routing does not treat it as new. Two redrives at once insert it once: the
     -- second waits for the commit of the first.
@@ -849,7 +855,7 @@ begin
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_relay',
              'execute on function outbox_internal.make_partition, outbox_internal.drop_partition, '
-             'outbox_internal.delete_old'),
+             'outbox_internal.delete_old, outbox_internal.keep_for_ever'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -889,7 +895,7 @@ begin
     end loop;
     -- What these write is the word of the functions that call them, or of relays.
     foreach writer in array array['record_audit', 'audit_replay', 'make_partition',
-                                  'drop_partition', 'delete_old'] loop
+                                  'drop_partition', 'delete_old', 'keep_for_ever'] loop
         begin
             execute format(
                 'revoke execute on function outbox_internal.%I from outbox_admin', writer);

@@ -146,7 +146,10 @@ create function outbox_internal.is_steady(log text, at timestamptz) returns bool
 language sql stable as $$
     select exists (select from outbox.retention_periods as known
                     where known.log = is_steady.log
-                      and known.steady_since <= is_steady.at - interval '10 minutes')
+                      and known.steady_since <= is_steady.at - interval '10 minutes'
+                      and is_steady.at between known.looked_at - interval '1 minute'
+                                           and known.looked_at
+                                               + greatest(known.period / 4, interval '1 hour'))
 $$;
 
 -- While a default partition is fenced no row of it may have this time or a later one. The fence is
@@ -657,13 +660,15 @@ $$;
 -- The highest ids of what may ask for old events. Everything that asked before this call has
 -- committed, and what asks later gets higher ids.
 create function outbox_internal.last_asked(
-    out delivery bigint, out waiting bigint, out replay bigint, out subscription bigint
+    out delivery bigint, out waiting bigint, out page bigint, out replay bigint,
+    out subscription bigint
 )
 language plpgsql set lock_timeout = '100ms' as $$
 begin
     perform pg_advisory_xact_lock(7411006);
     select coalesce(max(one.id), 0) into delivery from outbox.deliveries as one;
     select coalesce(max(one.id), 0) into waiting from outbox.backlog as one;
+    select coalesce(max(one.id), 0) into page from outbox.pages as one;
     select coalesce(max(one.id), 0) into replay from outbox.replays as one;
     select coalesce(max(one.id), 0) into subscription from outbox.subscriptions as one;
     raise sqlstate 'OB001';  -- gives the lock back
@@ -675,7 +680,7 @@ $$;
 -- Whether something has asked for events of these times since then. Only by indexes: everybody may
 -- be waiting.
 create function outbox_internal.was_asked_since(
-    delivery bigint, waiting bigint, replay bigint, subscription bigint,
+    delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint,
     low timestamptz, high timestamptz
 ) returns boolean
 language plpgsql stable
@@ -688,7 +693,9 @@ begin
                     where one.id > was_asked_since.waiting
                       and one.created_from < high and one.created_until >= low)
         or exists (select from outbox.pages as one
-                    where one.created_from < high and one.created_until >= low)
+                    where one.id > was_asked_since.page
+                      and one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.starts as one where one.settled is null)
         or exists (select from outbox.replays as one where one.id > was_asked_since.replay)
         or exists (select from outbox.subscriptions as one
                     where one.id > was_asked_since.subscription);
@@ -696,16 +703,19 @@ end;
 $$;
 
 -- Drops one partition whose time has passed, if nothing is owed of it. Returns why it stays; null:
--- it was dropped. `emptied`: somebody uses the log all the time, so that its lock is not to be had;
--- then the partition is emptied at once, and dropped by a later call.
+-- it was dropped. `emptied`: somebody uses the log all the time, so that its lock is not to be had,
+-- or `may_lock` says that this is known; then the partition is emptied at once, and dropped by a
+-- later call.
 create function outbox_internal.drop_if_settled(
-    log     text,
-    parent  regclass,
-    part    regclass,
-    low     timestamptz,
-    high    timestamptz,
-    laggard text,
-    mark    xid8,
+    log      text,
+    parent   regclass,
+    rest     regclass,
+    part     regclass,
+    low      timestamptz,
+    high     timestamptz,
+    laggard  text,
+    mark     xid8,
+    may_lock boolean,
     out reason  text,
     out emptied boolean
 )
@@ -732,24 +742,35 @@ begin
            into highest, newest, last;
     end if;
     perform set_config('synchronous_commit', 'local', true);
-    begin
-        execute format('lock table only %s in access exclusive mode', parent);
-        emptied := false;
-    exception when lock_not_available or deadlock_detected then
-        -- whoever asks for events of it reads it before
-        execute format('lock table only %s in access exclusive mode', part);
-        emptied := true;
-    end;
     if log = 'events' then
-        -- It needed to read the log, which nobody does now.
-        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
-                                           asked.subscription, low, high) then
-            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
-        end if;
         perform outbox_internal.forget_events(highest, newest, last);
     end if;
+    emptied := not may_lock;
+    if may_lock then
+        begin
+            execute format('lock table only %s in access exclusive mode', parent);
+            -- dropping a partition takes it, too, and everybody waits already
+            if rest is not null then
+                execute format('lock table only %s in access exclusive mode nowait', rest);
+            end if;
+        exception when lock_not_available or deadlock_detected then
+            emptied := true;
+        end;
+    end if;
     if emptied then
-        execute format('truncate table only %s', part);
+        -- whoever asks for events of it reads it before
+        execute format('lock table only %s in access exclusive mode', part);
+    end if;
+    -- It needed to read the log, which nobody does now.
+    if log = 'events' and outbox_internal.was_asked_since(
+               asked.delivery, asked.waiting, asked.page, asked.replay, asked.subscription,
+               low, high) then
+        raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+    end if;
+    if emptied then
+        if pg_relation_size(part) > 0 then
+            execute format('truncate table only %s', part);
+        end if;
         reason := 'a lock: its events have left, and it waits until nobody uses the log for a '
                   'moment';
     else
@@ -783,7 +804,10 @@ declare
     part   record;
     reason text;
     emptied boolean;
+    may_lock boolean := true;
     was_empty boolean;
+    locked name;  -- the first partition of which a lock was not to be had
+    left_empty name;  -- the first that was emptied
 begin
     perform outbox_internal.check_laggard(laggard);
     if not pg_try_advisory_xact_lock(7411005) then
@@ -803,7 +827,8 @@ begin
          order by known.at desc limit 1;
         delete from outbox.retention_marks as known
          where known.at < drop_partition_at.at - period
-                          - outbox_internal.partition_width(period);
+                          - outbox_internal.partition_width(period)
+            or known.at > drop_partition_at.at;  -- the clock was ahead
     end if;
     select class.oid::regclass as relation, class.relname into rest
       from pg_partitioned_table as tree
@@ -828,15 +853,19 @@ begin
         begin
             was_empty := pg_relation_size(part.relation) = 0;
             select dropped.reason, dropped.emptied into reason, emptied
-              from outbox_internal.drop_if_settled(log, parent, part.relation, part.low, part.high,
-                                                   laggard, mark) as dropped;
+              from outbox_internal.drop_if_settled(log, parent, rest.relation, part.relation,
+                                                   part.low, part.high, laggard, mark, may_lock)
+                   as dropped;
             if reason is null then
                 delete from outbox.retention_kept as kept where kept.partition = part.relname;
                 done := 'dropped';
                 return;
             end if;
             if emptied then
-                done := case when was_empty then 'locked' else 'emptied' end;
+                may_lock := false;
+                locked := coalesce(locked, part.relname);
+                left_empty := coalesce(left_empty,
+                                       case when not was_empty then part.relname end);
             elsif laggard = 'dead-letter' then
                 rows := outbox_internal.copy_owed(part.relation, part.low, part.high, at - period);
                 done := case when rows > 0 then 'copied' end;
@@ -844,16 +873,20 @@ begin
         exception
             when lock_not_available or deadlock_detected then
                 reason := 'a lock: ' || sqlerrm;
-                done := 'locked';
+                locked := coalesce(locked, part.relname);
             when others then
                 reason := 'an error: ' || sqlerrm;
-                done := null;
         end;
         perform outbox_internal.note_kept(log, part.relname, at, reason);
         if done is not null then
             return;
         end if;
     end loop;
+    if left_empty is not null then
+        done := 'emptied';
+        partition := left_empty;
+        return;
+    end if;
     partition := null;
     if rest.relation is null then
         return;
@@ -868,15 +901,18 @@ begin
     exception
         when lock_not_available or deadlock_detected then
             reason := 'a lock: ' || sqlerrm;
-            done := 'locked';
+            locked := coalesce(locked, rest.relname);
         when others then
             reason := 'an error: ' || sqlerrm;
-            done := null;
     end;
     if reason is null then
         delete from outbox.retention_kept as kept where kept.partition = rest.relname;
     else
         perform outbox_internal.note_kept(log, rest.relname, at, reason);
+    end if;
+    if done is null and locked is not null then
+        done := 'locked';
+        partition := locked;
     end if;
 end;
 $$;
@@ -906,13 +942,17 @@ create function outbox_internal.clean_default(
 language plpgsql
 set lock_timeout = '100ms' as $$
 declare
-    asked  record;
-    lowest timestamptz;
+    asked record;
+    old   tid[];
 begin
-    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
-       into lowest
-      using until;
-    if lowest is null then
+    -- First: what is chosen is seen by the check that follows.
+    execute format('select array_agg(one.ctid) from (select event.ctid from %2$s as event '
+                   'where event.%1$I < $1 %3$s limit 5000 for update skip locked) as one', key,
+                   rest,
+                   case when log = 'events' then 'and ($2 is null or event.xid < $2)' else '' end)
+       into old
+      using until, mark;
+    if old is null then
         return;
     end if;
     if log = 'events' then
@@ -927,16 +967,12 @@ begin
         end if;
         -- A redrive puts back what it does not find: until the rows are gone it waits.
         perform pg_advisory_xact_lock(7411006);
-        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.page, asked.replay,
                                            asked.subscription, '-infinity', until) then
             raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
         end if;
     end if;
-    execute format('delete from %2$s as one where one.ctid = any (array('
-                   'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
-                   'for update skip locked))', key, rest,
-                   case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
-      using until, mark;
+    execute format('delete from %s as one where one.ctid = any ($1)', rest) using old;
     get diagnostics rows = row_count;
     done := case when rows > 0 then 'deleted' end;
 end;
@@ -1020,7 +1056,7 @@ begin
     if done is distinct from 'busy'
        and (seen.log is null or seen.period <> make_partition.period
             or seen.problem is distinct from make_partition.problem
-            or seen.looked_at < now() - interval '50 seconds') then
+            or not seen.looked_at between now() - interval '50 seconds' and now()) then
         perform outbox_internal.note_period(log, period, null, now(), problem);
     end if;
 end;
@@ -1044,14 +1080,24 @@ create function outbox_internal.delete_old(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform outbox_internal.check_old(what, period);
-    perform outbox_internal.note_period(what, period, null, now(), null);
     rows := 0;
     if outbox_internal.is_steady(what, now()) then
         select deleted.* into rows, newest
           from outbox_internal.delete_old_at(what, period, after, now()) as deleted;
     end if;
+    -- Last: other relays wait for this row.
+    perform outbox_internal.note_period(what, period, null, now(), null);
 end;
 $$;
+-- Nothing of this leaves by its age any more.
+create function outbox_internal.keep_for_ever(what text) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    delete from outbox.retention_periods as known where known.log = keep_for_ever.what;
+    delete from outbox.retention_kept as kept where kept.log = keep_for_ever.what;
+$$;
+comment on function outbox_internal.keep_for_ever is
+    'Forget that relays removed old events, attempts, event_ids or dead_letters: their setting is '
+    'off. Called by relays.';
 comment on function outbox_internal.make_partition is
     'Make the next partition of a log, or do the next step towards it. Called by relays.';
 comment on function outbox_internal.drop_partition is

@@ -643,7 +643,7 @@ begin
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_relay',
              'execute on function outbox_internal.make_partition, outbox_internal.drop_partition, '
-             'outbox_internal.delete_old'),
+             'outbox_internal.delete_old, outbox_internal.keep_for_ever'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -683,7 +683,7 @@ begin
     end loop;
     -- What these write is the word of the functions that call them, or of relays.
     foreach writer in array array['record_audit', 'audit_replay', 'make_partition',
-                                  'drop_partition', 'delete_old'] loop
+                                  'drop_partition', 'delete_old', 'keep_for_ever'] loop
         begin
             execute format(
                 'revoke execute on function outbox_internal.%I from outbox_admin', writer);
@@ -1264,6 +1264,12 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
+    -- What is there stays there. If a session's snapshot shows what has left since, this fails.
+    perform from outbox.dead_letters as letter
+            join outbox.events as event
+              on event.position = letter.position and event.id = letter.event_id
+           where letter.id = any (chosen)
+             for key share of event;
     -- An event that was removed from the log is inserted again. Its transaction id is before every
     -- snapshot, so routing does not treat it as new. Two redrives at once insert it once: the
     -- second waits for the commit of the first.
@@ -3548,13 +3554,17 @@ CREATE FUNCTION outbox_internal.clean_default(log text, rest regclass, key name,
     SET lock_timeout TO '100ms'
     AS $_$
 declare
-    asked  record;
-    lowest timestamptz;
+    asked record;
+    old   tid[];
 begin
-    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
-       into lowest
-      using until;
-    if lowest is null then
+    -- First: what is chosen is seen by the check that follows.
+    execute format('select array_agg(one.ctid) from (select event.ctid from %2$s as event '
+                   'where event.%1$I < $1 %3$s limit 5000 for update skip locked) as one', key,
+                   rest,
+                   case when log = 'events' then 'and ($2 is null or event.xid < $2)' else '' end)
+       into old
+      using until, mark;
+    if old is null then
         return;
     end if;
     if log = 'events' then
@@ -3569,16 +3579,12 @@ begin
         end if;
         -- A redrive puts back what it does not find: until the rows are gone it waits.
         perform pg_advisory_xact_lock(7411006);
-        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.page, asked.replay,
                                            asked.subscription, '-infinity', until) then
             raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
         end if;
     end if;
-    execute format('delete from %2$s as one where one.ctid = any (array('
-                   'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
-                   'for update skip locked))', key, rest,
-                   case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
-      using until, mark;
+    execute format('delete from %s as one where one.ctid = any ($1)', rest) using old;
     get diagnostics rows = row_count;
     done := case when rows > 0 then 'deleted' end;
 end;
@@ -3801,12 +3807,13 @@ CREATE FUNCTION outbox_internal.delete_old(what text, period interval, after tim
     AS $$
 begin
     perform outbox_internal.check_old(what, period);
-    perform outbox_internal.note_period(what, period, null, now(), null);
     rows := 0;
     if outbox_internal.is_steady(what, now()) then
         select deleted.* into rows, newest
           from outbox_internal.delete_old_at(what, period, after, now()) as deleted;
     end if;
+    -- Last: other relays wait for this row.
+    perform outbox_internal.note_period(what, period, null, now(), null);
 end;
 $$;
 
@@ -3858,7 +3865,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) RETURNS record
+CREATE FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) RETURNS record
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
     AS $_$
@@ -3883,24 +3890,35 @@ begin
            into highest, newest, last;
     end if;
     perform set_config('synchronous_commit', 'local', true);
-    begin
-        execute format('lock table only %s in access exclusive mode', parent);
-        emptied := false;
-    exception when lock_not_available or deadlock_detected then
-        -- whoever asks for events of it reads it before
-        execute format('lock table only %s in access exclusive mode', part);
-        emptied := true;
-    end;
     if log = 'events' then
-        -- It needed to read the log, which nobody does now.
-        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
-                                           asked.subscription, low, high) then
-            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
-        end if;
         perform outbox_internal.forget_events(highest, newest, last);
     end if;
+    emptied := not may_lock;
+    if may_lock then
+        begin
+            execute format('lock table only %s in access exclusive mode', parent);
+            -- dropping a partition takes it, too, and everybody waits already
+            if rest is not null then
+                execute format('lock table only %s in access exclusive mode nowait', rest);
+            end if;
+        exception when lock_not_available or deadlock_detected then
+            emptied := true;
+        end;
+    end if;
     if emptied then
-        execute format('truncate table only %s', part);
+        -- whoever asks for events of it reads it before
+        execute format('lock table only %s in access exclusive mode', part);
+    end if;
+    -- It needed to read the log, which nobody does now.
+    if log = 'events' and outbox_internal.was_asked_since(
+               asked.delivery, asked.waiting, asked.page, asked.replay, asked.subscription,
+               low, high) then
+        raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+    end if;
+    if emptied then
+        if pg_relation_size(part) > 0 then
+            execute format('truncate table only %s', part);
+        end if;
         reason := 'a lock: its events have left, and it waits until nobody uses the log for a '
                   'moment';
     else
@@ -3942,7 +3960,10 @@ declare
     part   record;
     reason text;
     emptied boolean;
+    may_lock boolean := true;
     was_empty boolean;
+    locked name;  -- the first partition of which a lock was not to be had
+    left_empty name;  -- the first that was emptied
 begin
     perform outbox_internal.check_laggard(laggard);
     if not pg_try_advisory_xact_lock(7411005) then
@@ -3962,7 +3983,8 @@ begin
          order by known.at desc limit 1;
         delete from outbox.retention_marks as known
          where known.at < drop_partition_at.at - period
-                          - outbox_internal.partition_width(period);
+                          - outbox_internal.partition_width(period)
+            or known.at > drop_partition_at.at;  -- the clock was ahead
     end if;
     select class.oid::regclass as relation, class.relname into rest
       from pg_partitioned_table as tree
@@ -3987,15 +4009,19 @@ begin
         begin
             was_empty := pg_relation_size(part.relation) = 0;
             select dropped.reason, dropped.emptied into reason, emptied
-              from outbox_internal.drop_if_settled(log, parent, part.relation, part.low, part.high,
-                                                   laggard, mark) as dropped;
+              from outbox_internal.drop_if_settled(log, parent, rest.relation, part.relation,
+                                                   part.low, part.high, laggard, mark, may_lock)
+                   as dropped;
             if reason is null then
                 delete from outbox.retention_kept as kept where kept.partition = part.relname;
                 done := 'dropped';
                 return;
             end if;
             if emptied then
-                done := case when was_empty then 'locked' else 'emptied' end;
+                may_lock := false;
+                locked := coalesce(locked, part.relname);
+                left_empty := coalesce(left_empty,
+                                       case when not was_empty then part.relname end);
             elsif laggard = 'dead-letter' then
                 rows := outbox_internal.copy_owed(part.relation, part.low, part.high, at - period);
                 done := case when rows > 0 then 'copied' end;
@@ -4003,16 +4029,20 @@ begin
         exception
             when lock_not_available or deadlock_detected then
                 reason := 'a lock: ' || sqlerrm;
-                done := 'locked';
+                locked := coalesce(locked, part.relname);
             when others then
                 reason := 'an error: ' || sqlerrm;
-                done := null;
         end;
         perform outbox_internal.note_kept(log, part.relname, at, reason);
         if done is not null then
             return;
         end if;
     end loop;
+    if left_empty is not null then
+        done := 'emptied';
+        partition := left_empty;
+        return;
+    end if;
     partition := null;
     if rest.relation is null then
         return;
@@ -4027,15 +4057,18 @@ begin
     exception
         when lock_not_available or deadlock_detected then
             reason := 'a lock: ' || sqlerrm;
-            done := 'locked';
+            locked := coalesce(locked, rest.relname);
         when others then
             reason := 'an error: ' || sqlerrm;
-            done := null;
     end;
     if reason is null then
         delete from outbox.retention_kept as kept where kept.partition = rest.relname;
     else
         perform outbox_internal.note_kept(log, rest.relname, at, reason);
+    end if;
+    if done is null and locked is not null then
+        done := 'locked';
+        partition := locked;
     end if;
 end;
 $$;
@@ -4629,7 +4662,10 @@ CREATE FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone)
     AS $$
     select exists (select from outbox.retention_periods as known
                     where known.log = is_steady.log
-                      and known.steady_since <= is_steady.at - interval '10 minutes')
+                      and known.steady_since <= is_steady.at - interval '10 minutes'
+                      and is_steady.at between known.looked_at - interval '1 minute'
+                                           and known.looked_at
+                                               + greatest(known.period / 4, interval '1 hour'))
 $$;
 
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
@@ -4637,6 +4673,16 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
+
+CREATE FUNCTION outbox_internal.keep_for_ever(what text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    delete from outbox.retention_periods as known where known.log = keep_for_ever.what;
+    delete from outbox.retention_kept as kept where kept.log = keep_for_ever.what;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.keep_for_ever(what text) IS 'Forget that relays removed old events, attempts, event_ids or dead_letters: their setting is off. Called by relays.';
 
 CREATE FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -4731,7 +4777,7 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) RETURNS record
+CREATE FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) RETURNS record
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
     AS $$
@@ -4739,6 +4785,7 @@ begin
     perform pg_advisory_xact_lock(7411006);
     select coalesce(max(one.id), 0) into delivery from outbox.deliveries as one;
     select coalesce(max(one.id), 0) into waiting from outbox.backlog as one;
+    select coalesce(max(one.id), 0) into page from outbox.pages as one;
     select coalesce(max(one.id), 0) into replay from outbox.replays as one;
     select coalesce(max(one.id), 0) into subscription from outbox.subscriptions as one;
     raise sqlstate 'OB001';  -- gives the lock back
@@ -4820,7 +4867,7 @@ begin
     if done is distinct from 'busy'
        and (seen.log is null or seen.period <> make_partition.period
             or seen.problem is distinct from make_partition.problem
-            or seen.looked_at < now() - interval '50 seconds') then
+            or not seen.looked_at between now() - interval '50 seconds' and now()) then
         perform outbox_internal.note_period(log, period, null, now(), problem);
     end if;
 end;
@@ -5672,7 +5719,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -5686,7 +5733,9 @@ begin
                     where one.id > was_asked_since.waiting
                       and one.created_from < high and one.created_until >= low)
         or exists (select from outbox.pages as one
-                    where one.created_from < high and one.created_until >= low)
+                    where one.id > was_asked_since.page
+                      and one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.starts as one where one.settled is null)
         or exists (select from outbox.replays as one where one.id > was_asked_since.replay)
         or exists (select from outbox.subscriptions as one
                     where one.id > was_asked_since.subscription);
@@ -7344,11 +7393,11 @@ GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, 
 GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, rest regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, may_lock boolean, OUT reason text, OUT emptied boolean) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) TO outbox_relay;
@@ -7459,17 +7508,20 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.keep_for_ever(what text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.keep_for_ever(what text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT page bigint, OUT replay bigint, OUT subscription bigint) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.log_column(log text, period interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_admin;
@@ -7660,11 +7712,11 @@ GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_mo
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, page bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.watch_partition(part regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_admin;

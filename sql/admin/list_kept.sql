@@ -12,12 +12,12 @@ select 'retention of ' || period.log, period.problem,
  where period.problem is not null
  union all
 select 'retention of ' || period.log,
-       format('no relay has looked since %s; where it is not off, see why: the log of the relays',
+       format('no relay has looked since %s: see the log of the relays',
               to_char(period.looked_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI')),
        false
   from outbox.retention_periods as period
- where period.looked_at < now() - interval '10 minutes'
+ where period.looked_at < now() - interval '2 hours'
    and exists (select from outbox.relays as relay
                 where relay.seen_at > now() - interval '1 minute'
-                  and relay.started_at < now() - interval '10 minutes')
+                  and relay.started_at < now() - interval '2 hours')
  order by 1

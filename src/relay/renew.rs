@@ -13,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{held::Leases, lease::Lease, parts::Base};
+use crate::{
+    delivery::{DeliveryId, PageId},
+    store::Error,
+};
 
 /// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
@@ -37,22 +41,11 @@ fn renewed<Id: Copy + Eq + Hash>(asked: &[Asked<'_, Id>], ours: &[(Id, bool)], g
     }
 }
 
-/// The ids of these leases, and their tokens.
-fn asked_for<Id: Copy>(asked: &[Asked<'_, Id>]) -> (Vec<Id>, Vec<Uuid>) {
-    let mut tokens: Vec<Uuid> = asked.iter().map(|(_, token, _)| *token).collect();
-    tokens.sort_unstable();
-    tokens.dedup();
-    (asked.iter().map(|(id, ..)| *id).collect(), tokens)
-}
-
 /// Renews leases until the relay has drained.
 pub(super) async fn renew(base: Arc<Base>, leases: Arc<Leases>, drained: CancellationToken) {
-    let Base { store, telemetry, settings, .. } = &*base;
-    let length = settings.lease;
+    let length = base.settings.lease;
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // Attempts must be stopped in time when a renewal takes long.
-    let limit = length / 5;
     loop {
         tokio::select! {
             _ = look.tick() => {}
@@ -60,35 +53,46 @@ pub(super) async fn renew(base: Arc<Base>, leases: Arc<Leases>, drained: Cancell
         }
         let age = RENEW_AFTER.min(length * 3 / 10);
         for part in leases.old_pages(age, Instant::now()).chunks(RENEW_AT_ONCE) {
-            let part: Vec<_> = part.iter().map(|page| (page.id, page.lease.token(), &page.lease)).collect();
-            let (ids, tokens) = asked_for(&part);
-            let asked = Instant::now();
-            match tokio::time::timeout(limit, store.renew_pages(&ids, &tokens, length)).await {
-                Ok(Ok(ours)) => renewed(&part, &ours, asked),
-                Ok(Err(error)) => telemetry.database_failed("renew", &error),
-                Err(late) => telemetry.database_failed("renew", &late),
-            }
+            let asked: Vec<_> = part.iter().map(|page| (page.id, page.lease.token(), &page.lease)).collect();
+            let statement =
+                async |ids: &[PageId], tokens: &[Uuid]| base.store.renew_pages(ids, tokens, length).await;
+            renew_part(&base, &asked, statement).await;
             leases.give_up_overdue(Instant::now(), length);
         }
         for part in leases.old_rows(age, Instant::now()).chunks(RENEW_AT_ONCE) {
-            let part: Vec<_> = part.iter().map(|row| (row.id, row.lease.token(), &row.lease)).collect();
-            let (ids, tokens) = asked_for(&part);
-            let asked = Instant::now();
-            match tokio::time::timeout(limit, store.renew_leases(&ids, &tokens, length)).await {
-                Ok(Ok(ours)) => renewed(&part, &ours, asked),
-                Ok(Err(error)) => telemetry.database_failed("renew", &error),
-                Err(late) => telemetry.database_failed("renew", &late),
-            }
+            let asked: Vec<_> = part.iter().map(|row| (row.id, row.lease.token(), &row.lease)).collect();
+            let statement = async |ids: &[DeliveryId], tokens: &[Uuid]| {
+                base.store.renew_leases(ids, tokens, length).await
+            };
+            renew_part(&base, &asked, statement).await;
             leases.give_up_overdue(Instant::now(), length);
         }
         leases.give_up_overdue(Instant::now(), length);
     }
 }
 
+/// Renews these leases with one statement, which gets their ids and their tokens.
+async fn renew_part<Id: Copy + Eq + Hash>(
+    base: &Base,
+    part: &[Asked<'_, Id>],
+    statement: impl AsyncFnOnce(&[Id], &[Uuid]) -> Result<Vec<(Id, bool)>, Error>,
+) {
+    let ids: Vec<Id> = part.iter().map(|(id, ..)| *id).collect();
+    let mut tokens: Vec<Uuid> = part.iter().map(|(_, token, _)| *token).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    let asked = Instant::now();
+    // Attempts must be stopped in time when a renewal takes long.
+    match tokio::time::timeout(base.settings.lease / 5, statement(&ids, &tokens)).await {
+        Ok(Ok(ours)) => renewed(part, &ours, asked),
+        Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
+        Err(late) => base.telemetry.database_failed("renew", &late),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::PageId;
 
     #[test]
     fn an_answer_to_an_older_renewal_says_nothing_of_a_newer_lease() {

@@ -34,7 +34,8 @@ const FROM_THE_BEGINNING: Duration = Duration::from_secs(86_400);
 pub(super) async fn retain(base: Arc<Base>, shutdown: CancellationToken) {
     let every = base.settings.retention.look_every;
     let first = base.settings.retention.first_look;
-    let mut retain = Retain { base, kept: Vec::new(), refused: Default::default(), after: [None; 2] };
+    let mut retain =
+        Retain { base, kept: Vec::new(), refused: Default::default(), after: [None; 2], has_said: false };
     // Relays that start together do not look together.
     let mut wait = first.mul_f64(0.5 + 0.5 * rand::random::<f64>());
     loop {
@@ -68,6 +69,8 @@ struct Retain {
     refused: [Option<String>; 2],
     /// Where the next look at `event_ids` and at `dead_letters` begins, and since when that is known.
     after: [Option<(DateTime<Utc>, Instant)>; 2],
+    /// Whether it is said what is kept for ever.
+    has_said: bool,
 }
 
 impl Retain {
@@ -78,6 +81,9 @@ impl Retain {
         let [of_events, of_attempts] = &mut self.refused;
         let logs = [("events", settings.events, of_events), ("attempts", settings.attempts, of_attempts)];
         for (log, period, refused) in logs {
+            if period.is_none() && !self.has_said {
+                errors.extend(self.base.store.keep_for_ever(log).await.err());
+            }
             if let Some(period) = period {
                 errors.extend(make(&self.base, log, period, refused).await.err());
                 errors.extend(drop_old(&self.base, log, period).await.err());
@@ -87,10 +93,14 @@ impl Retain {
         let tables =
             [("event_ids", settings.event_ids, of_ids), ("dead_letters", settings.dead_letters, of_letters)];
         for (table, period, after) in tables {
+            if period.is_none() && !self.has_said {
+                errors.extend(self.base.store.keep_for_ever(table).await.err());
+            }
             if let Some(period) = period {
                 errors.extend(delete_old(&self.base, table, period, after).await.err());
             }
         }
+        self.has_said = errors.is_empty();
         match self.base.store.load_kept().await {
             Ok(kept) => self.tell(kept),
             Err(error) => errors.push(error),

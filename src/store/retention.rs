@@ -151,6 +151,17 @@ impl Store {
         }
     }
 
+    /// Says that nothing of `events`, `attempts`, `event_ids` or `dead_letters` leaves by its age.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn keep_for_ever(&self, what: &str) -> Result<(), Error> {
+        self.statement("keeping what is old", sql!("relay/keep_for_ever"))
+            .bind(what.to_owned())
+            .execute()
+            .await
+    }
+
     /// Partitions that are due to be dropped and stay.
     ///
     /// # Errors

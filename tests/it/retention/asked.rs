@@ -91,3 +91,28 @@ async fn a_redrive_in_an_open_transaction_keeps_what_it_asked_for() {
     assert_eq!(kept_by(&database).await.as_deref(), Some("deliveries of shop"));
     database.drop().await;
 }
+
+/// The snapshot of a session may show what has left since.
+#[tokio::test]
+async fn a_redrive_with_an_old_snapshot_fails_rather_than_losing_its_event() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('shop', array['a.**'], 'recorder')").await;
+    event(&database, 1, 0.0).await;
+    routed(&database).await;
+    database
+        .execute(
+            "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
+                                              created_at, topic, payload, headers, priority)
+             select 1, 'shop', 'timeout', 1, id, position, created_at, topic, payload, '{}', 0 from outbox.events",
+        )
+        .await;
+    let mut session = database.connection().await;
+    session.execute("begin isolation level repeatable read; select from outbox.events").await.unwrap();
+    assert_eq!(done(&drop_one(&database, "events", "dead-letter", 14.0).await), "deleted");
+    let failed = session.execute("select outbox.redrive('shop')").await.unwrap_err();
+    assert_eq!(failed.as_database_error().unwrap().code().as_deref(), Some("40001"), "{failed}");
+    session.execute("rollback").await.unwrap();
+    assert_eq!(database.count("select outbox.redrive('shop')").await, 1);
+    assert_eq!(database.count("select count(*) from outbox.events").await, 1, "it was put back");
+    database.drop().await;
+}

@@ -167,8 +167,10 @@ async fn partitions_are_added_beside_a_large_default_partition_and_nothing_belon
 #[tokio::test]
 async fn a_publisher_that_keeps_its_transaction_open_delays_no_other() {
     let database = Database::new().await;
-    event(&database, 1, 0.0).await;
-    make_all(&database, "events", 0.0).await;
+    for days in [0.0, 1.5, 2.5] {
+        event(&database, 1, days).await;
+        make_all(&database, "events", days).await;
+    }
     routed(&database).await;
     let mut long = database.connection().await;
     let mut transaction = long.begin().await.unwrap();
@@ -177,7 +179,9 @@ async fn a_publisher_that_keeps_its_transaction_open_delays_no_other() {
     transaction.execute(AssertSqlSafe(insert)).await.unwrap();
     let publishers = Publishers::start(&database, 14 * 24).await;
     let mut waited = Duration::ZERO;
-    assert_eq!(done(&drop_one(&database, "events", "keep", 14.0).await), "emptied", "its space is free");
+    assert_eq!(done(&drop_one(&database, "events", "keep", 14.0).await), "emptied");
+    let old = format!("select count(*) from outbox.events where created_at < {}", at(4.0));
+    assert_eq!(database.count(old).await, 0, "the space of all of them is free");
     for _ in 0..5 {
         let began = Instant::now();
         assert_eq!(done(&drop_one(&database, "events", "keep", 14.0).await), "locked");
@@ -196,6 +200,7 @@ async fn a_publisher_that_keeps_its_transaction_open_delays_no_other() {
     assert!(why.starts_with("a lock"), "{why}");
     transaction.commit().await.unwrap();
     assert_eq!(done(&drop_one(&database, "events", "keep", 14.0).await), "dropped");
+    assert_eq!(super::drop_all(&database, "events", 14.0).await, 2);
     database.drop().await;
 }
 
