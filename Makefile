@@ -22,7 +22,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl test-pooler test-full-disk bench bench-peers fuzz operations torture model scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-postgres install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl test-pooler test-full-disk bench bench-peers fuzz operations torture soak model scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-postgres install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -32,8 +32,8 @@ demo: install
 test: install install-openssl install-brokers install-postgres install-deny clients
 	$(MAKE) check
 
-# Most tests wait more than they work.
-THREADS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Most tests wait more than they work: together they use a third of two processors.
+THREADS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets $(FEATURES) -- -D warnings
@@ -111,6 +111,10 @@ operations: install install-openssl
 SEED ?=
 torture: install install-openssl
 	$(if $(SEED),PGOUTBOX_TEST_SEED=$(SEED)) PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture torture::
+
+# Memory and descriptors of a relay over hours: MINUTES=120.
+soak: install install-openssl
+	PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture soak::
 
 # Histories in virtual time, some ten thousand a minute. PGOUTBOX_TEST_SEED is the first of them; without it any.
 SEEDS ?= 100000

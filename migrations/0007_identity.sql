@@ -82,6 +82,7 @@ declare
     this        xid8 := pg_current_xact_id();
     pending     bigint;
     owed        bigint;
+    is_ours     boolean;                  -- by what the server says of itself
     first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
 begin
     perform set_config('lock_timeout', '10s', true);
@@ -95,14 +96,23 @@ begin
       into strict is_restored
       from outbox.identity as identity;
 
-    if not is_restored
-       and kept.set_back is null
-       and kept.environment is not distinct from coalesce(adopt.environment, kept.environment)
-       and (select coalesce(kept.system_identifier = here.system_identifier
-                            and kept.database_oid = here.database_oid, true)
-              from outbox.here as here) then
+    select not is_restored and kept.set_back is null
+           and coalesce(kept.system_identifier = here.system_identifier
+                        and kept.database_oid = here.database_oid, true)
+      into strict is_ours
+      from outbox.here as here;
+
+    if is_ours and kept.environment is not distinct from coalesce(adopt.environment,
+                                                                  kept.environment) then
         raise exception using errcode = '22023',
             message = 'there is nothing to adopt: the outbox belongs to this database';
+    elsif is_ours and exists (select from outbox.relays as relay
+                               where relay.seen_at > now() - interval '30 seconds') then
+        raise exception using errcode = '22023',
+            message = format('environment: relays of %L run in this database; as %L they would '
+                             'send nothing', kept.environment, adopt.environment),
+            hint = 'Use the configuration of the relays. To rename the environment, stop them and '
+                   'wait 30 s.';
     end if;
     if is_restored then
         update outbox.events as event

@@ -163,7 +163,8 @@ impl<'s> Relays<'s> {
                     self.followed = Followed::of(&config).await;
                     return config;
                 }
-                Err(error) if matches!(Exit::of(&error), Exit::Unreachable) => {
+                // A password may be changed in its file before it is in the database.
+                Err(error) if matches!(Exit::of(&error), Exit::Unreachable | Exit::Denied) => {
                     let error = exit::chain(&error);
                     tracing::warn!(files, error, "files have changed and the database refuses, retrying");
                 }

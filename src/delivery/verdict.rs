@@ -102,6 +102,8 @@ reasons! {
     Expired = "expired",
     /// an operator cancelled it
     Cancelled = "cancelled",
+    /// the event was older than `retention.events` and still owed, and `retention.laggard` is `dead-letter`
+    Retention = "retention",
     /// the event is no longer in the log, or its payload is larger than 256 KiB with its numbers written
     /// out
     EventUnreadable = "event_unreadable",

@@ -21,7 +21,7 @@ const ROWS: [(&str, usize); 20] = [
     ("matching", 14),
     ("held_transaction", 4),
     ("held_log", 1),
-    ("partitions", 6),
+    ("partitions", 7),
     ("idle", 3),
     ("memory", 2),
     ("live_latency", 4),

@@ -182,7 +182,9 @@ async fn what_an_asynchronous_standby_lost_is_named_and_everything_else_is_deliv
     let door = Door::to(pair.primary.port()).await;
     let books = Books::default();
     books.subscribe_variously(&pair.database).await;
-    let few = Settings { permits: 32, permits_per_subscription: 16, ..settings("relay") };
+    // What is sent and not recorded on the standby is found when its lease has ended there.
+    let poll = Settings::default().poll;
+    let few = Settings { permits: 32, permits_per_subscription: 16, poll, ..settings("relay") };
     let build = |builder: Builder| builder.settings(few.clone()).sink(LedgerSink::new(&books));
     let mut relay = RelayBox::start_on(door.servers(RELAY_LOGIN), build).await;
     let crowd = Crowd::start_on(&door.servers("postgres"), &books, seed, habits());

@@ -111,8 +111,10 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
     assert_eq!(signed_by(&database, &mut good, &[OLD, NEW]).await, [true, true]);
     fs::write(&authorities, authority).unwrap();
 
-    set_password(&database, "two").await;
+    // The file may change before the database.
     write_address("two");
+    relay.wait_for_log("the database refuses, retrying").await;
+    set_password(&database, "two").await;
     relay.wait_for_log("files have changed, the relay follows them").await;
     relay.wait_for_logs("relay started", 2).await;
     // Nothing that was open is left, and what is opened now has the new password.

@@ -86,6 +86,7 @@ mod signals; // every signal that would end a relay drains it
 mod sink_contract; // one suite for every sink
 mod sinks; // each sink beyond the contract, against real destinations
 mod sizes; // events that are too large are refused at the insert
+mod soak; // a relay that runs for long takes no more and more
 mod sources; // several databases served by one process
 mod sql; // the plan of every statement, with stale statistics and a million rows
 mod support; // shared by the tests

@@ -180,7 +180,9 @@ impl One {
                     tracing::info!(files, "files have changed, the relay follows them");
                     return fresh;
                 }
-                Err(error) if matches!(exit::Exit::of(&error), exit::Exit::Unreachable) => {
+                Err(error)
+                    if matches!(exit::Exit::of(&error), exit::Exit::Unreachable | exit::Exit::Denied) =>
+                {
                     let error = exit::chain(&error);
                     tracing::warn!(files, error, "files have changed and the database refuses, retrying");
                 }

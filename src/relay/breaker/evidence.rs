@@ -61,6 +61,7 @@ impl Evidence {
                 | Reason::RelayKilled
                 | Reason::Expired
                 | Reason::Cancelled
+                | Reason::Retention
                 | Reason::EventUnreadable => Self::Nothing,
             },
         }
