@@ -32,8 +32,8 @@ demo: install
 test: install install-openssl install-brokers install-postgres install-deny clients
 	$(MAKE) check
 
-# Most tests wait more than they work: together they use a third of two processors.
-THREADS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+# Most tests wait more than they work.
+THREADS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets $(FEATURES) -- -D warnings
