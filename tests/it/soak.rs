@@ -51,7 +51,7 @@ async fn a_relay_takes_no_more_memory_and_descriptors_after_long() {
                     "select count(pg_terminate_backend(pid))
                        from (select pid from pg_stat_activity
                               where datname = current_database() and application_name like 'pgoutbox%watched%'
-                              order by random() limit 3) as some",
+                              order by random() limit 3) as chosen",
                 )
                 .await;
             books.fault("backends terminated", 1_024);
