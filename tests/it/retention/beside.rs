@@ -18,7 +18,8 @@ use crate::support::Database;
 pub(super) struct Publishers {
     running: JoinSet<Duration>,
     stop: Arc<AtomicBool>,
-    written: Arc<AtomicI64>,
+    /// How many events each has written.
+    written: [Arc<AtomicI64>; 2],
     /// The time of their events, in hours after the start.
     hours: Arc<AtomicI64>,
 }
@@ -26,9 +27,9 @@ pub(super) struct Publishers {
 impl Publishers {
     pub(super) async fn start(database: &Database, hours: i64) -> Self {
         let mut running = JoinSet::new();
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), <[Arc<AtomicI64>; 2]>::default());
         let hours = Arc::new(AtomicI64::new(hours));
-        for _ in 0..2 {
+        for written in &written {
             let mut connection = database.connection().await;
             let (stop, written, hours) = (stop.clone(), written.clone(), hours.clone());
             let insert = format!(
@@ -57,12 +58,14 @@ impl Publishers {
         self.hours.store(hours, Ordering::Release);
     }
 
-    /// Waits until they have written some more.
+    /// Waits until each has written some more: nothing of an earlier time is under way then.
     pub(super) async fn wait_for_more(&self) {
-        let goal = self.written.load(Ordering::Acquire) + 20;
         let mut looks = tokio::time::interval(Duration::from_millis(1));
-        while self.written.load(Ordering::Acquire) < goal {
-            looks.tick().await;
+        for written in &self.written {
+            let goal = written.load(Ordering::Acquire) + 10;
+            while written.load(Ordering::Acquire) < goal {
+                looks.tick().await;
+            }
         }
     }
 
@@ -70,7 +73,7 @@ impl Publishers {
     pub(super) async fn stop(self) -> (i64, Duration) {
         self.stop.store(true, Ordering::Release);
         let longest = self.running.join_all().await.into_iter().max().unwrap_or_default();
-        (self.written.load(Ordering::Acquire), longest)
+        (self.written.iter().map(|written| written.load(Ordering::Acquire)).sum(), longest)
     }
 }
 
