@@ -278,8 +278,8 @@ $$;
 create function outbox_internal.scanned_at_once() returns bigint
 language sql immutable parallel safe as $$ select 8388608::bigint $$;
 
--- Up to when partitions cover the time from `at` on without a gap; -infinity if none covers `at`.
--- And where the next one begins.
+-- Up to when partitions cover the time from `at` on without a gap. If none covers `at`, the end of
+-- the last one before it; -infinity if there is none. And where the next one begins, or infinity.
 create function outbox_internal.covered_until(
     log text, at timestamptz, out top timestamptz, out beyond timestamptz
 )
@@ -761,11 +761,12 @@ begin
         -- whoever asks for events of it reads it before
         execute format('lock table only %s in access exclusive mode', part);
     end if;
-    -- It needed to read the log, which nobody does now.
-    if log = 'events' and outbox_internal.was_asked_since(
-               asked.delivery, asked.waiting, asked.page, asked.replay, asked.subscription,
-               low, high) then
-        raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+    if log = 'events' then
+        -- It needed to read the log, which nobody does now.
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.page, asked.replay,
+                                           asked.subscription, low, high) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
     end if;
     if emptied then
         if pg_relation_size(part) > 0 then

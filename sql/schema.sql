@@ -3919,11 +3919,12 @@ begin
         -- whoever asks for events of it reads it before
         execute format('lock table only %s in access exclusive mode', part);
     end if;
-    -- It needed to read the log, which nobody does now.
-    if log = 'events' and outbox_internal.was_asked_since(
-               asked.delivery, asked.waiting, asked.page, asked.replay, asked.subscription,
-               low, high) then
-        raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+    if log = 'events' then
+        -- It needed to read the log, which nobody does now.
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.page, asked.replay,
+                                           asked.subscription, low, high) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
     end if;
     if emptied then
         if pg_relation_size(part) > 0 then
