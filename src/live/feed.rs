@@ -20,7 +20,7 @@ use super::{
     channels::Channels,
     message::{Code, Refusal},
     payloads,
-    ring::{At, Batch, Ring},
+    ring::{At, Batch, End, Ring},
     source::Source,
 };
 use crate::{
@@ -178,21 +178,22 @@ impl Feed {
 
     /// The batch of this number.
     pub(super) fn batch(&self, number: u64) -> Found {
+        // In this order: a token of the database before with a cursor of the one after is refused.
+        let here = self.here.load();
         let ring = self.ring();
         let Some(ring) = ring.as_ref() else { return Found::Dropped };
         match ring.get(number) {
             Some((batch, is_recent)) => Found::Batch(batch, is_recent),
             None if ring.has_dropped(number) => Found::Dropped,
-            None => Found::NotYet,
+            None => Found::NotYet(here.as_ref().map(|here| End::of(ring, here))),
         }
     }
 
-    /// The end of the ring with its token; none: there is no ring.
-    pub(super) fn head_token(&self) -> Option<(At, String)> {
-        // In this order: a token of the database before with a cursor of the one after is refused.
-        let here = self.here.load_full()?;
-        let (at, cursor, time) = self.head().ok()?;
-        Some((at, here.stamp.token(time, &cursor)))
+    /// The end of the ring; none: there is no ring.
+    pub(super) fn end(&self) -> Option<End> {
+        let here = self.here.load();
+        let ring = self.ring();
+        Some(End::of(ring.as_ref()?, here.as_ref()?))
     }
 
     /// Time of the oldest batch in memory.
@@ -365,8 +366,9 @@ pub(super) enum Found {
     Batch(Arc<Batch>, bool),
     /// It is not in memory any more.
     Dropped,
-    /// It does not exist yet.
-    NotYet,
+    /// It does not exist yet: where the ring ends, at the same moment. None: which database this is is not
+    /// known now.
+    NotYet(Option<End>),
 }
 
 pub(super) fn unavailable() -> Refusal {

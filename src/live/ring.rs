@@ -13,7 +13,7 @@ use super::selection::{Piece, SelectionId};
 use crate::{
     event::{Event, Position},
     sink::body::whole,
-    store::{Cursor, Mark, Stamp},
+    store::{Cursor, Here, Mark, Stamp},
 };
 
 /// Batches whose frames are kept: those that clients without delay are sent.
@@ -129,6 +129,27 @@ pub(super) struct At {
     pub(super) batch: u64,
     /// How many of its events are behind the cursor.
     pub(super) index: usize,
+}
+
+/// The end of the ring.
+pub(super) struct End {
+    pub(super) at: At,
+    here: Arc<Here>,
+    cursor: Arc<Cursor>,
+    time: DateTime<Utc>,
+}
+
+impl End {
+    pub(super) fn of(ring: &Ring, here: &Arc<Here>) -> Self {
+        let (cursor, time) = ring.head();
+        let at = At { batch: ring.next(), index: 0 };
+        Self { at, here: here.clone(), cursor: cursor.clone(), time }
+    }
+
+    /// The token of who has been sent everything.
+    pub(super) fn token(&self) -> String {
+        self.here.stamp.token(self.time, &self.cursor)
+    }
 }
 
 /// The newest batches.

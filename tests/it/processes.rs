@@ -283,21 +283,25 @@ async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifi
     let sleeps = "select exists (select from pg_locks where locktype = 'advisory' and objid = 7411001 \
                      and mode = 'ExclusiveLock' \
                      and database = (select oid from pg_database where datname = current_database()))";
-    loop {
-        database.eventually(sleeps).await;
-        relay.signal("STOP");
-        if sqlx::query_scalar(sleeps).fetch_one(&database.pool).await.unwrap() {
-            break;
-        }
-        relay.signal("CONT");
-    }
-    let mut listener = database.connection().await;
-    listener.execute("listen outbox_doorbell").await.unwrap();
-    listener.execute("begin; select 1").await.unwrap();
+    let asleep = || sqlx::query_scalar(sleeps).fetch_one(&database.pool);
     let flood = format!(
         "do $$ begin for n in 1..{COMMITS} loop perform outbox.publish('unwanted', '1'); commit; end loop; end $$"
     );
-    database.execute(flood).await;
+    let mut listener = database.connection().await;
+    listener.execute("listen outbox_doorbell").await.unwrap();
+    loop {
+        database.eventually(sleeps).await;
+        relay.signal("STOP");
+        listener.execute("begin; select 1").await.unwrap();
+        database.execute(&*flood).await;
+        // It slept all the time. A last statement of it may have been on its way when it was stopped.
+        if asleep().await.unwrap() {
+            break;
+        }
+        println!("it had begun to wake: once more");
+        listener.execute("rollback").await.unwrap();
+        relay.signal("CONT");
+    }
     database.execute("select outbox.publish('wanted', '1')").await;
     let used: f64 =
         sqlx::query_scalar("select pg_notification_queue_usage()").fetch_one(&database.pool).await.unwrap();

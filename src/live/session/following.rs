@@ -138,8 +138,8 @@ impl Following {
     }
 
     /// Whether it has been sent everything up to this place of the ring.
-    pub(super) fn is_at(&self, head: At) -> bool {
-        self.is_caught_up && matches!(&self.place, Place::Ring(at, _) if *at == head)
+    pub(super) fn is_at(&self, end: At) -> bool {
+        self.is_caught_up && matches!(&self.place, Place::Ring(at, _) if *at == end)
     }
 
     /// Notes that events are handled, up to the one with this token.
@@ -173,11 +173,12 @@ impl Following {
                 };
                 Step::Frames(frames)
             }
-            Found::NotYet if self.is_caught_up => Step::Wait,
-            Found::NotYet => {
+            Found::NotYet(_) if self.is_caught_up => Step::Wait,
+            Found::NotYet(end) => {
+                // Otherwise the ring is another one by now, which the next turn finds.
+                let Some(end) = end.filter(|end| end.at == at) else { return Step::Frames(Vec::new()) };
                 (self.is_caught_up, self.was_caught_up, self.lags_since) = (true, true, None);
-                let token = room.feed.head_token().filter(|(head, _)| *head == at).map(|(_, token)| token);
-                Step::Frames(vec![self.format.say("caught_up", token.as_deref(), &[])])
+                Step::Frames(vec![self.format.say("caught_up", Some(&end.token()), &[])])
             }
             Found::Dropped => {
                 self.place = Place::Log(behind.cursor(), None);

@@ -159,8 +159,9 @@ impl Session {
     /// The messages of a heartbeat: subscriptions that have been sent everything get a young token.
     #[must_use]
     pub fn heartbeat(&self) -> Vec<Frame> {
-        let Some((head, token)) = self.room.feed.head_token() else { return Vec::new() };
-        let at_end = self.following.iter().filter(|one| one.is_at(head));
+        let Some(end) = self.room.feed.end() else { return Vec::new() };
+        let token = end.token();
+        let at_end = self.following.iter().filter(|one| one.is_at(end.at));
         at_end.map(|one| one.format.say("caught_up", Some(&token), &[])).collect()
     }
 

@@ -142,3 +142,37 @@ fn differences(expected: &BTreeMap<String, u32>, seen: &BTreeMap<String, u32>) -
         )
         .collect()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_catches_up_while_others_publish_is_given_a_token() {
+    const TIMES: u32 = 100;
+    let database = Database::new().await;
+    let gateway = LiveBox::start(&database).await;
+    let mut publishers = JoinSet::new();
+    for _ in 0..2 {
+        let pool = database.pool.clone();
+        publishers.spawn(async move {
+            loop {
+                sqlx::query("select outbox.publish('a.b', '1')").execute(&pool).await.unwrap();
+            }
+        });
+    }
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let mut client = gateway.connect().await;
+        clients.spawn(async move {
+            for number in 0..TIMES {
+                let id = number.to_string();
+                client.subscribe(&id, &["a.*"], json!({})).await;
+                let caught_up = client.wait("caught_up").await;
+                assert!(caught_up["token"].is_string(), "{caught_up}");
+                client.send(json!({ "type": "unsubscribe", "id": id })).await;
+                client.wait("unsubscribed").await;
+            }
+        });
+    }
+    clients.join_all().await;
+    publishers.shutdown().await;
+    gateway.stop().await;
+    database.drop().await;
+}
