@@ -83,6 +83,8 @@ pub(super) struct Waiting {
     pub(super) replays: Notify,
     /// Another relay has ended.
     pub(super) relay_ended: AtomicBool,
+    /// What is known of the database may not be so any more: the next look is at everything.
+    pub(super) look_at_everything: AtomicBool,
     /// How many other relays reported lately.
     pub(super) other_relays: AtomicI64,
     /// Notified when another relay has started.

@@ -377,9 +377,10 @@ impl Work {
     /// The fallback poll: which subscriptions have due deliveries, whoever made them.
     async fn look_for_due(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let everything =
-            self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
+        let everything = self.waiting.look_at_everything.swap(false, Ordering::AcqRel)
+            || self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
         if everything {
+            self.looked_at_everything = None; // if this fails, the next look is at everything, too
             self.waiting.schedule.look_at_everything();
         }
         // Who changes a subscription and then redrives expects the change to count.

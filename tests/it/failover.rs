@@ -182,9 +182,7 @@ async fn what_an_asynchronous_standby_lost_is_named_and_everything_else_is_deliv
     let door = Door::to(pair.primary.port()).await;
     let books = Books::default();
     books.subscribe_variously(&pair.database).await;
-    // What is sent and not recorded on the standby is found when its lease has ended there.
-    let poll = Settings::default().poll;
-    let few = Settings { permits: 32, permits_per_subscription: 16, poll, ..settings("relay") };
+    let few = Settings { permits: 32, permits_per_subscription: 16, ..settings("relay") };
     let build = |builder: Builder| builder.settings(few.clone()).sink(LedgerSink::new(&books));
     let mut relay = RelayBox::start_on(door.servers(RELAY_LOGIN), build).await;
     let crowd = Crowd::start_on(&door.servers("postgres"), &books, seed, habits());
@@ -196,7 +194,9 @@ async fn what_an_asynchronous_standby_lost_is_named_and_everything_else_is_deliv
     standby.eventually("select not exists (select from pg_stat_wal_receiver)").await;
     standby.pool.close().await;
     let kept = books.requests();
+    let lacked = books.publish(&pair.database.pool, "alone").await;
     books.wait_for(kept + 200, Duration::from_secs(20)).await;
+    sent(&books, lacked).await;
     // New connections lead to a standby for a moment.
     door.leads_to.store(pair.standby.port(), Ordering::Release);
     let (database, standby) = pair.fail_over().await;
@@ -226,6 +226,40 @@ async fn what_an_asynchronous_standby_lost_is_named_and_everything_else_is_deliv
     assert!(invented.is_empty(), "{invented:?}");
     let allowed = forgotten + 32;
     assert!(findings.duplicates() <= allowed, "{} of {allowed} duplicates", findings.duplicates());
+    database.pool.close().await;
+    blocking(|| drop(standby)).await;
+}
+
+/// What the standby has of it is a lease, which nobody's death ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_and_not_recorded_before_a_promotion_is_sent_again_when_its_lease_has_ended() {
+    const HELD: Duration = Duration::from_secs(4);
+    let pair = Pair::start(false).await;
+    let door = Door::to(pair.primary.port()).await;
+    let books = Books::default();
+    books.subscribe(&pair.database, "all", &["**"], None).await;
+    let never = Settings { poll: Some(Duration::from_secs(3_600)), ..settings("relay") };
+    let slow = LedgerSink { takes: HELD, ..LedgerSink::new(&books) };
+    let build = |builder: Builder| builder.settings(never.clone()).sink(slow.clone());
+    let mut relay = RelayBox::start_on(door.servers(RELAY_LOGIN), build).await;
+    let event = books.publish(&pair.database.pool, "alone").await;
+    let standby = Database::existing_on(&pair.standby);
+    standby.eventually("select exists (select from outbox.pages)").await;
+    standby.execute("alter system set primary_conninfo = ''").await;
+    standby.execute("select pg_reload_conf()").await;
+    standby.eventually("select not exists (select from pg_stat_wal_receiver)").await;
+    standby.pool.close().await;
+    pair.database.eventually("select not exists (select from outbox.pages)").await;
+    let came = || books.journal().requests.iter().filter(|request| request.event == event).count();
+    assert_eq!(came(), 1);
+    door.leads_to.store(pair.standby.port(), Ordering::Release);
+    let (database, standby) = pair.fail_over().await;
+    relay.wait(|signal| *signal == Signal::Promoted).await;
+    // The lease is of ten seconds.
+    books.wait_for(2, Duration::from_secs(20)).await;
+    assert_eq!(came(), 2);
+    database.eventually("select not exists (select from outbox.owed)").await;
+    assert!(relay.stop().await.complete);
     database.pool.close().await;
     blocking(|| drop(standby)).await;
 }

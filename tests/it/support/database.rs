@@ -248,6 +248,10 @@ impl Database {
         let rows: Vec<String> = sqlx::query_scalar(
             "(select 'cursor ' || to_jsonb(cursor)::text from outbox.cursor)
              union all (select 'delivery ' || to_jsonb(delivery)::text from outbox.deliveries as delivery order by id limit 5)
+             union all (select 'page ' || (to_jsonb(page) || jsonb_build_object('due_in', page.due_at - now()))::text
+                          from outbox.pages as page order by id limit 5)
+             union all (select 'backlog ' || to_jsonb(waiting)::text from outbox.backlog as waiting order by id limit 5)
+             union all (select 'relay ' || to_jsonb(relay)::text from outbox.relays as relay limit 5)
              union all (select 'backend ' || application_name || ' ' || state || ' ' || coalesce(wait_event, '') || ' ' || left(query, 60)
                           from pg_stat_activity where datname = current_database() limit 20)",
         )
