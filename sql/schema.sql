@@ -3916,7 +3916,7 @@ begin
         end;
     end if;
     if emptied then
-        -- whoever asks for events of it reads it before
+        -- who asks for its events reads it first: such a transaction has ended, or waits
         execute format('lock table only %s in access exclusive mode', part);
     end if;
     if log = 'events' then
@@ -6035,7 +6035,7 @@ CREATE VIEW outbox.captures AS
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
 
 CREATE VIEW outbox.compatibility AS
- SELECT (17)::bigint AS oldest_program;
+ SELECT (18)::bigint AS oldest_program;
 
 COMMENT ON VIEW outbox.compatibility IS 'oldest_program: the newest migration of the oldest program that may use this schema.';
 

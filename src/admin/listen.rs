@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
 use uuid::Uuid;
 
 use super::{CONNECT, Error, Operator, ask, late, statement::statement};
@@ -25,10 +24,7 @@ impl Operator {
     pub async fn is_heard(&mut self, at: &Servers) -> Result<bool, Error> {
         let channel = format!("outbox_check_{}", Uuid::new_v4().simple());
         let connecting = async {
-            let options = at.for_writing().find(false).await?;
-            let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await?;
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
+            let mut listener = at.for_writing().listener().await?;
             listener.listen(&channel).await?;
             Ok::<_, sqlx::Error>(listener)
         };

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -82,14 +82,7 @@ struct Listening {
 impl Listening {
     async fn connect(servers: &Servers) -> Result<Self, String> {
         let connecting = async {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .connect_with(servers.find(false).await?)
-                .await?;
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
+            let mut listener = servers.listener().await?;
             listener.listen_all([DOORBELL, NEWS]).await?;
             Ok::<_, sqlx::Error>(Self { listener, attends: false })
         };

@@ -17,7 +17,10 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgConnectOptions};
+use sqlx::{
+    Connection as _, PgConnection, Row as _,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -193,6 +196,23 @@ impl Servers {
             (Err(_), Wanted::PreferStandby) => Box::pin(self.connect_to(Wanted::Any, pooler)).await,
             (result, _) => result,
         }
+    }
+
+    /// Connects to the right server with a connection that can listen. It does not connect again by itself:
+    /// what was told meanwhile would be lost without a word.
+    ///
+    /// # Errors
+    /// As [`Servers::connect`].
+    pub(crate) async fn listener(&self) -> Result<PgListener, sqlx::Error> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connect_with(self.find(false).await?)
+            .await?;
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        Ok(listener)
     }
 
     async fn connect_to(&self, wanted: Wanted, pooler: bool) -> Result<PgConnection, sqlx::Error> {

@@ -1,4 +1,4 @@
-//! What leaves the database by its age. The functions in `migrations/0017_retention.sql` decide what may.
+//! What leaves the database by its age. The functions in `migrations/0018_retention.sql` decide what may.
 
 use std::time::Duration;
 

@@ -57,8 +57,8 @@ impl Log {
         times
     }
 
-    /// How many a second are sent, from now on. For so long that the second's worth which may come late, after
-    /// the relay had no processor for a while, is a tenth.
+    /// How many a second are sent, from now on. It takes so long that what may come late, after the relay had
+    /// no processor for a while, is a tenth: a second's worth.
     async fn rate(&self, prefix: &str) -> f64 {
         const LONG: f64 = 10.0;
         let from = self.now();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
+use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
 use super::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL, MaySleep};
@@ -42,14 +42,7 @@ impl Listening {
     /// Connects, and waits until it hears itself. None: it hears nothing, as behind a transaction pooler.
     pub(super) async fn connect(base: &Base, servers: &Servers) -> Result<Option<Self>, String> {
         let connecting = async {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .connect_with(servers.find(false).await?)
-                .await?;
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
+            let mut listener = servers.listener().await?;
             let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
             listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
             if base.news.is_followed() {

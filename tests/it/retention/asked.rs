@@ -3,7 +3,7 @@
 use sqlx::{Connection as _, Executor as _};
 use tokio::task::JoinSet;
 
-use super::{at, done, drop_one, event, kept_by, make_all, routed};
+use super::{at, dead_letters, done, drop_one, event, kept_by, make_all, routed};
 use crate::support::Database;
 
 /// Redrives put old events back while they are removed: none loses its event, in either mode.
@@ -22,14 +22,7 @@ async fn redrives_beside_drops_lose_no_event() {
             .await;
         make_all(&database, "events", 0.0).await;
         routed(&database).await;
-        database
-            .execute(
-                "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id,
-                                                  position, created_at, topic, payload, headers, priority)
-                 select 1, 'shop', 'timeout', 1, id, position, created_at, topic, payload, '{}', 0
-                   from outbox.events",
-            )
-            .await;
+        dead_letters(&database).await;
         let mut tasks = JoinSet::new();
         for _ in 0..2 {
             let mut connection = database.connection().await;
@@ -69,13 +62,7 @@ async fn a_redrive_in_an_open_transaction_keeps_what_it_asked_for() {
     event(&database, 1, 0.0).await;
     make_all(&database, "events", 0.0).await;
     routed(&database).await;
-    database
-        .execute(
-            "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
-                                              created_at, topic, payload, headers, priority)
-             select 1, 'shop', 'timeout', 1, id, position, created_at, topic, payload, '{}', 0 from outbox.events",
-        )
-        .await;
+    dead_letters(&database).await;
     let mut open = database.connection().await;
     let mut transaction = open.begin().await.unwrap();
     transaction.execute("select outbox.redrive('shop')").await.unwrap();
@@ -99,13 +86,7 @@ async fn a_redrive_with_an_old_snapshot_fails_rather_than_losing_its_event() {
     database.execute("select outbox.subscribe('shop', array['a.**'], 'recorder')").await;
     event(&database, 1, 0.0).await;
     routed(&database).await;
-    database
-        .execute(
-            "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
-                                              created_at, topic, payload, headers, priority)
-             select 1, 'shop', 'timeout', 1, id, position, created_at, topic, payload, '{}', 0 from outbox.events",
-        )
-        .await;
+    dead_letters(&database).await;
     let mut session = database.connection().await;
     session.execute("begin isolation level repeatable read; select from outbox.events").await.unwrap();
     assert_eq!(done(&drop_one(&database, "events", "dead-letter", 14.0).await), "deleted");

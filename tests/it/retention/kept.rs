@@ -2,7 +2,9 @@
 
 use sqlx::Row as _;
 
-use super::{at, done, drop_all, drop_one, event, kept_by, make_all, partitions, payloads, routed};
+use super::{
+    at, dead_letters, done, drop_all, drop_one, event, kept_by, make_all, partitions, payloads, routed,
+};
 use crate::support::{Database, Recorder, RelayBox};
 
 /// An event of the first partition that nothing is owed of, and a subscription that does not want it.
@@ -200,13 +202,7 @@ async fn what_is_owed_beside_old_rows_of_the_default_partition_stays_owed() {
 #[tokio::test]
 async fn what_was_redriven_is_not_given_up_at_the_next_look() {
     let database = old_event("").await;
-    let letter = format!(
-        "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
-                                          created_at, topic, payload, headers, priority)
-         select 1, 'shop', 'timeout', 1, id, 1, {}, 'a.b', '1', '{{}}', 0 from outbox.events",
-        at(0.0)
-    );
-    database.execute(letter).await;
+    dead_letters(&database).await;
     assert_eq!(done(&drop_one(&database, "events", "dead-letter", 14.0).await), "dropped");
     assert_eq!(database.count("select outbox.redrive('shop')").await, 1);
     for _ in 0..2 {

@@ -73,6 +73,17 @@ async fn event(database: &Database, payload: i64, days: f64) {
     database.execute(format!("{sql}'{payload}', {})", at(days))).await;
 }
 
+/// A dead letter of each event, for the subscription 1.
+async fn dead_letters(database: &Database) {
+    database
+        .execute(
+            "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
+                                              created_at, topic, payload, headers, priority)
+             select 1, 'shop', 'timeout', 1, id, position, created_at, topic, payload, '{}', 0 from outbox.events",
+        )
+        .await;
+}
+
 /// As if relays had routed everything to nobody.
 async fn routed(database: &Database) {
     database.execute("update outbox.cursor set step = step + 1, settled = pg_current_snapshot()").await;

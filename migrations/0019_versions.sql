@@ -3,7 +3,7 @@
 -- A program that is older than the schema runs if it has this migration at least. A migration that
 -- an older program cannot run beside replaces this view and names itself; others leave it alone.
 create view outbox.compatibility as
-    select 17::bigint as oldest_program;
+    select 18::bigint as oldest_program;
 comment on view outbox.compatibility is
     'oldest_program: the newest migration of the oldest program that may use this schema.';
 
