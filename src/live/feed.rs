@@ -313,10 +313,12 @@ impl Feed {
 
     /// Begins a new ring.
     pub(super) fn begin(&self, head: Arc<Cursor>, at: DateTime<Utc>) {
-        *self.ring() = Some(Ring::new(head, at, self.buffer));
+        // Numbers go on: a place of the ring before is none of this one.
+        let first = self.progress.borrow().next + 1;
+        *self.ring() = Some(Ring::new(first, head, at, self.buffer));
         self.progress.send_modify(|progress| {
             progress.epoch += 1;
-            progress.next = 0;
+            progress.next = first;
         });
     }
 

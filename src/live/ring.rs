@@ -169,11 +169,12 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// An empty ring that begins at this cursor and keeps at most so many bytes, and one batch.
-    pub(super) fn new(head: Arc<Cursor>, at: DateTime<Utc>, most: usize) -> Self {
+    /// An empty ring that begins at this cursor with this number, and keeps at most so many bytes, and one
+    /// batch.
+    pub(super) fn new(first: u64, head: Arc<Cursor>, at: DateTime<Utc>, most: usize) -> Self {
         let mut ring = Self {
             batches: VecDeque::new(),
-            first: 0,
+            first,
             size: 0,
             most,
             head: head.clone(),

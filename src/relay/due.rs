@@ -28,7 +28,7 @@ const LATE_IDS: i64 = 10_000;
 pub(super) struct Bounds {
     /// Newest id seen in the backlog.
     backlog: AtomicI64,
-    /// Lowest page that may be there.
+    /// Lowest page that may be there: those below are gone, and a snapshot may keep their rows.
     pub(super) pages: AtomicI64,
     /// The subscription claimed for last: the next claim begins behind it.
     pub(super) turn: AtomicI64,

@@ -16,17 +16,20 @@ const IDS_TOGETHER: usize = 300;
 pub(super) enum Place {
     /// In the backlog.
     Backlog,
+    /// In the backlog, and a relay has died with it.
+    Suspects,
     /// In rows that are due, perhaps since long.
     Rows,
 }
 
 impl Place {
-    pub(super) const ALL: [Self; 2] = [Self::Backlog, Self::Rows];
+    pub(super) const ALL: [Self; 3] = [Self::Backlog, Self::Suspects, Self::Rows];
 
     /// Begins the notification. The ids of subscriptions follow.
     const fn prefix(self) -> &'static str {
         match self {
             Self::Backlog => "backlog ",
+            Self::Suspects => "suspects ",
             Self::Rows => "rows ",
         }
     }
@@ -86,6 +89,7 @@ pub(super) fn hear(waiting: &Waiting, message: &str, is_known: impl Fn(Subscript
     for id in ids.filter(|id| is_known(*id)) {
         match place {
             Place::Backlog => waiting.schedule.hold_back(id, false),
+            Place::Suspects => waiting.schedule.hold_back(id, true),
             Place::Rows => {
                 waiting.schedule.look_back(id);
                 waiting.schedule.note(id, Instant::now());
@@ -108,11 +112,16 @@ mod tests {
         {
             hear(&waiting, message, is_known);
         }
+        for message in messages(Place::Suspects, &ids(&[6])) {
+            hear(&waiting, &message, is_known);
+        }
+        let waits = |id| waiting.schedule.waits(SubscriptionId(id));
+        assert_eq!([6, 7].map(waits), [(false, true), (true, false)]);
         hear(&waiting, "due", is_known);
         hear(&waiting, "backlog 99 nine", is_known);
         let due = waiting.schedule.take_due(Instant::now() + std::time::Duration::from_millis(10));
         assert_eq!(due.rows.into_iter().collect::<Vec<_>>(), ids(&[9]));
-        assert_eq!(due.all.into_iter().collect::<Vec<_>>(), ids(&[7, 8, 9]));
+        assert_eq!(due.all.into_iter().collect::<Vec<_>>(), ids(&[6, 7, 8, 9]));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    await_work::{DOORBELL, DUE, sleep_until},
     breaker::About,
     parts::{Base, Counted, Sending, Waiting},
     set_back::SetBack,
@@ -42,10 +41,6 @@ pub(super) async fn maintain(
     let mut sweeps = Sweeps::default();
     let mut set_back = SetBack::new();
     let mut reported: HashMap<SubscriptionId, SubscriptionReport> = HashMap::new();
-    // When leases have ended of which this relay knows nothing: those that were there when it began, and
-    // those of a standby that is promoted.
-    let in_a_lease = || Some(tokio::time::Instant::now() + base.settings.lease.mul_f64(1.1));
-    let mut leases_end = in_a_lease();
     // What a relay of this name reported before it was killed is true no longer.
     if let Err(error) = base.store.leave_relay(&base.settings.name).await {
         base.telemetry.database_failed("maintain", &error);
@@ -55,13 +50,7 @@ pub(super) async fn maintain(
             _ = rounds.tick() => {}
             promotion = base.store.promoted() => {
                 base.telemetry.promoted(promotion);
-                look_at_everything(&base, &waiting).await;
-                leases_end = in_a_lease();
-                continue;
-            }
-            () = sleep_until(leases_end), if leases_end.is_some() => {
-                leases_end = None;
-                look_at_everything(&base, &waiting).await;
+                waiting.look_at_everything();
                 continue;
             }
             () = shutdown.cancelled() => return,
@@ -79,10 +68,7 @@ pub(super) async fn maintain(
                 base.news.count_gateways(gateways);
                 if now < relays {
                     waiting.relay_ended.store(true, Ordering::Release);
-                    // Wakes this relay, too.
-                    if let Err(error) = base.store.ring(DOORBELL).await {
-                        base.telemetry.database_failed("maintain", &error);
-                    }
+                    waiting.look_at_everything();
                 }
                 waiting.other_relays.store(now, Ordering::Release);
                 if now > relays {
@@ -131,15 +117,6 @@ async fn inspect(base: &Base) {
     match base.store.inspect().await {
         Ok(ahead) => base.clock.set(ahead),
         Err(error) => base.telemetry.database_failed("maintain", &error),
-    }
-}
-
-/// Looks for all that waits, soon. What was sent and not recorded before a relay died or a standby was
-/// promoted is leased, and nobody rings when such a lease ends.
-async fn look_at_everything(base: &Base, waiting: &Waiting) {
-    waiting.look_at_everything.store(true, Ordering::Release);
-    if let Err(error) = base.store.notify(DOORBELL, &[DUE.to_owned()]).await {
-        base.telemetry.database_failed("maintain", &error);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicI64},
+    atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -83,12 +83,23 @@ pub(super) struct Waiting {
     pub(super) replays: Notify,
     /// Another relay has ended.
     pub(super) relay_ended: AtomicBool,
-    /// What is known of the database may not be so any more: the next look is at everything.
-    pub(super) look_at_everything: AtomicBool,
+    /// The next look is at everything, and begins at once: see [`Waiting::look_at_everything`].
+    pub(super) everything_is_new: AtomicBool,
+    /// Notified when the next look is to begin at once.
+    pub(super) look: Notify,
     /// How many other relays reported lately.
     pub(super) other_relays: AtomicI64,
     /// Notified when another relay has started.
     pub(super) relay_started: Notify,
+}
+
+impl Waiting {
+    /// What waits may be what this relay knows nothing of, and nobody rings for it: a relay has ended, or the
+    /// database is another one since a standby was promoted.
+    pub(super) fn look_at_everything(&self) {
+        self.everything_is_new.store(true, Ordering::Release);
+        self.look.notify_one();
+    }
 }
 
 /// What is counted or was said, by subscription or type.

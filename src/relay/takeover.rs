@@ -1,14 +1,18 @@
 //! Takes over pages of relays that died: what is left of them goes to the backlog. A crash here costs the
 //! wait of one lease.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use uuid::Uuid;
 
 use super::{
     held::{Holding, Leases},
+    hints,
     lease::Lease,
-    parts::{Base, Waiting},
+    parts::{Base, Sending, Waiting},
 };
 use crate::{
     delivery::{PageId, ranges::Ranges},
@@ -17,6 +21,8 @@ use crate::{
 
 /// Pages in one statement.
 const TAKEN_OVER_AT_ONCE: i64 = 8;
+/// Pages may become visible in another order than their numbers were drawn, within this distance.
+const LATE_PAGES: i64 = 2_000;
 /// Deliveries in one part after the first death. After the second each is alone.
 const SUSPECTS_TOGETHER: usize = 16;
 
@@ -25,16 +31,14 @@ const SUSPECTS_TOGETHER: usize = 16;
 /// after two deaths, and becomes a dead letter after the next.
 pub(super) async fn take_over(
     base: &Base,
+    sending: &Sending,
     waiting: &Waiting,
     leases: &Leases,
     everything: bool,
 ) -> Result<(), Error> {
-    if everything {
-        waiting.bounds.pages.store(0, Ordering::Release);
-    }
+    let since = since(waiting, everything);
     loop {
         let token = Uuid::new_v4();
-        let since = PageId(waiting.bounds.pages.load(Ordering::Acquire));
         let began = Instant::now();
         let taken = base.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, base.settings.lease).await?;
         if taken.is_empty() {
@@ -59,11 +63,37 @@ pub(super) async fn take_over(
         if !batch.is_empty() {
             base.store.settle_pages(&batch, Settler::First).await?;
             base.telemetry.taken_over(batch.finished.len(), pairs);
+            for (place, is_suspect) in [(hints::Place::Backlog, false), (hints::Place::Suspects, true)] {
+                let parts = batch.back.iter().filter(|part| (part.deaths > 0) == is_suspect);
+                let subscriptions = parts.map(|part| part.entry.subscription);
+                let elsewhere = hints::elsewhere(base, sending, waiting, subscriptions);
+                hints::tell(base, place, &elsewhere).await;
+            }
         }
         if taken.len() < usize::try_from(TAKEN_OVER_AT_ONCE).unwrap_or(usize::MAX) {
             return Ok(());
         }
     }
+}
+
+/// In how long the first lease of a page ends, unless it is renewed. Zero: it has ended, and somebody has
+/// locked the page. After a look at everything the next looks begin at the pages that are left.
+pub(super) async fn look(
+    base: &Base,
+    waiting: &Waiting,
+    everything: bool,
+) -> Result<Option<Duration>, Error> {
+    let Some((first, ends)) = base.store.look_at_pages(since(waiting, everything)).await? else {
+        return Ok(None);
+    };
+    if everything {
+        waiting.bounds.pages.store(first.0 - LATE_PAGES, Ordering::Release);
+    }
+    Ok(Some(ends))
+}
+
+fn since(waiting: &Waiting, everything: bool) -> PageId {
+    PageId(if everything { 0 } else { waiting.bounds.pages.load(Ordering::Acquire) })
 }
 
 /// The parts in which a page goes to the backlog when its relay has died.

@@ -242,6 +242,23 @@ impl Store {
             .await
     }
 
+    /// The lowest page from `since` on, and in how long the first lease of a page ends; zero: one has ended.
+    /// None: there is no page.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn look_at_pages(&self, since: PageId) -> Result<Option<(PageId, Duration)>, Error> {
+        self.statement("looking when leases of pages end", sql!("relay/look_at_pages"))
+            .on(Reserved::Claim)
+            .bind(since)
+            .row(|row| {
+                let Some(first) = row.try_get("first")? else { return Ok(None) };
+                let ends_in: f64 = row.try_get("ends_in")?;
+                Ok(Some((first, Duration::try_from_secs_f64(ends_in).unwrap_or_default())))
+            })
+            .await
+    }
+
     /// Extends leases of pages. Returns the pages that this relay still holds, and whether each lease was
     /// extended.
     ///

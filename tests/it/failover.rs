@@ -233,14 +233,14 @@ async fn what_an_asynchronous_standby_lost_is_named_and_everything_else_is_deliv
 /// What the standby has of it is a lease, which nobody's death ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_sent_and_not_recorded_before_a_promotion_is_sent_again_when_its_lease_has_ended() {
-    const HELD: Duration = Duration::from_secs(4);
     let pair = Pair::start(false).await;
     let door = Door::to(pair.primary.port()).await;
     let books = Books::default();
     books.subscribe(&pair.database, "all", &["**"], None).await;
     let never = Settings { poll: Some(Duration::from_secs(3_600)), ..settings("relay") };
-    let slow = LedgerSink { takes: HELD, ..LedgerSink::new(&books) };
-    let build = |builder: Builder| builder.settings(never.clone()).sink(slow.clone());
+    let sink = LedgerSink::new(&books);
+    let closed = sink.gate.write().await;
+    let build = |builder: Builder| builder.settings(never.clone()).sink(sink.clone());
     let mut relay = RelayBox::start_on(door.servers(RELAY_LOGIN), build).await;
     let event = books.publish(&pair.database.pool, "alone").await;
     let standby = Database::existing_on(&pair.standby);
@@ -249,6 +249,7 @@ async fn what_was_sent_and_not_recorded_before_a_promotion_is_sent_again_when_it
     standby.execute("select pg_reload_conf()").await;
     standby.eventually("select not exists (select from pg_stat_wal_receiver)").await;
     standby.pool.close().await;
+    drop(closed);
     pair.database.eventually("select not exists (select from outbox.pages)").await;
     let came = || books.journal().requests.iter().filter(|request| request.event == event).count();
     assert_eq!(came(), 1);
@@ -256,7 +257,7 @@ async fn what_was_sent_and_not_recorded_before_a_promotion_is_sent_again_when_it
     let (database, standby) = pair.fail_over().await;
     relay.wait(|signal| *signal == Signal::Promoted).await;
     // The lease is of ten seconds.
-    books.wait_for(2, Duration::from_secs(20)).await;
+    books.wait_for(2, Duration::from_secs(40)).await;
     assert_eq!(came(), 2);
     database.eventually("select not exists (select from outbox.owed)").await;
     assert!(relay.stop().await.complete);

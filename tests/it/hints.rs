@@ -1,5 +1,6 @@
 //! A relay finds the deliveries that wait in the database at once and not only when it polls: also those that
-//! another relay wrote, that somebody had locked, and that fell due before a pause.
+//! another relay wrote, that somebody had locked, that fell due before a pause, and that a dead relay had
+//! leased.
 
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,7 @@ async fn while_the_backlog_is_locked(ordering: &str) {
     let before = database.count(commits).await;
     pause(Duration::from_secs(3)).await;
     let statements = database.count(commits).await - before;
+    println!("NUM {ordering} {statements}");
     assert!(statements < 400, "{ordering}: {statements} statements in 3 s, for what is locked");
     assert_eq!(recorder.seen().len(), 0, "{ordering}");
     holder.rollback().await.unwrap();
@@ -119,6 +121,123 @@ async fn what_fell_due_long_before_a_pause_is_delivered_after_it() {
     relay.signals();
     database.execute("select outbox.resume('all')").await;
     recorder.wait_for(EVENTS).await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+/// Starts a relay that looks often, and publishes until it has leased something. Nobody rings. Returns how
+/// many events were published.
+async fn leasing(database: &Database, lease: u64, recorder: &Recorder) -> (RelayBox, usize) {
+    let (poll, lease) = (Some(Duration::from_millis(200)), Duration::from_secs(lease));
+    let dying = Settings { poll, lease, ..settings("dying") };
+    let relay =
+        RelayBox::start_with(database, |builder| builder.settings(dying).sink(recorder.clone())).await;
+    for number in 1..=20 {
+        database.execute("set outbox.doorbell = 'off'; select outbox.publish('a.b', '1')").await;
+        recorder.wait_for(number).await;
+        if database.count("select count(*) from outbox.pages where relay = 'dying'").await > 0 {
+            return (relay, number);
+        }
+    }
+    panic!("the other relay leased each of them");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_leased_when_a_relay_starts_is_sent_again_when_that_lease_ends() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let closed = recorder.gate.write().await;
+    // Longer than the lease of the other.
+    let (dying, events) = leasing(&database, 13, &recorder).await;
+    dying.abort().await;
+    drop(closed);
+    let left = start(&database, "left", Some(&recorder)).await;
+    recorder.wait_for(events + 1).await;
+    assert!(left.stop().await.complete);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_that_ended_had_leased_is_sent_again_by_one_that_never_polls() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let closed = recorder.gate.write().await;
+    let mut left = start(&database, "left", Some(&recorder)).await;
+    left.wait_asleep().await;
+    let (dying, events) = leasing(&database, 10, &recorder).await;
+    dying.abort().await;
+    drop(closed);
+    // Another relay counts as ended after 15 s, and that is looked for every 10 s.
+    let settled = "select not exists (select from outbox.owed)";
+    database.eventually_within(Duration::from_secs(60), settled).await;
+    assert_eq!(recorder.seen().len(), events + 1);
+    assert!(left.stop().await.complete);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_without_the_sink_takes_over_is_delivered_by_one_that_has_it() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let closed = recorder.gate.write().await;
+    let mut sending = start(&database, "sending", Some(&recorder)).await;
+    sending.wait_asleep().await;
+    let (dying, events) = leasing(&database, 3, &recorder).await;
+    dying.abort().await;
+    // The other does not notice that it has ended.
+    database.execute("update outbox.relays set seen_at = now() + '1 hour' where name = 'dying'").await;
+    drop(closed);
+    let polling = Settings { poll: Some(Duration::from_millis(200)), ..settings("taking") };
+    let taking = RelayBox::start_with(&database, |builder| builder.settings(polling)).await;
+    recorder.wait_for(events + 1).await;
+    for relay in [sending, taking] {
+        assert!(relay.stop().await.complete);
+    }
+    database.drop().await;
+}
+
+/// A snapshot that is held keeps the rows of all pages, which are below those that are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looks_for_dead_relays_do_not_read_what_is_left_of_pages_that_are_gone() {
+    const GONE: i64 = 30_000;
+    let database = Database::new().await;
+    let mut holder = database.pool.begin().await.unwrap();
+    holder
+        .execute("set transaction isolation level repeatable read; select pg_current_xact_id()")
+        .await
+        .unwrap();
+    let pages = |lease: &str, count: i64| {
+        format!(
+            "insert into outbox.pages (lease_token, due_at, relay, created_from, created_until, subscriptions,
+                                       owed, owed_since)
+             select gen_random_uuid(), now() + interval '{lease}', 'other', now(), now(), '{{1}}',
+                    array['{{[1,2)}}'::int8multirange], array[now()]
+               from generate_series(1, {count}) as n"
+        )
+    };
+    database.execute(pages("0 s", GONE)).await;
+    database.execute("delete from outbox.pages").await;
+    database.execute(pages("1 hour", 1)).await;
+    let often = Settings { poll: Some(Duration::from_millis(100)), ..settings("relay") };
+    let relay = RelayBox::start_with(&database, |builder| builder.settings(often)).await;
+    let read = || async {
+        let sql = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = 'pages_pkey'";
+        sqlx::query_as::<_, (i64, i64)>(sql).fetch_one(&database.pool).await.unwrap()
+    };
+    let scans = |least: i64| {
+        format!("select idx_scan >= {least} from pg_stat_user_indexes where indexrelname = 'pages_pkey'")
+    };
+    // The first look is at everything.
+    database.eventually(&scans(10)).await;
+    let before = read().await;
+    database.eventually(&scans(before.0 + 10)).await;
+    let after = read().await;
+    let each = (after.1 - before.1) / (after.0 - before.0);
+    assert!(each < GONE / 10, "{each} entries in each look, of {GONE} that are gone");
+    holder.rollback().await.unwrap();
     assert!(relay.stop().await.complete);
     database.drop().await;
 }

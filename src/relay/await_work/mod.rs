@@ -34,7 +34,7 @@ use crate::{
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
 /// Payload of a notification about deliveries that are due now.
-pub(super) const DUE: &str = "due";
+const DUE: &str = "due";
 /// Advisory lock, held exclusively by a sleeping relay and shared by publishers that did not notify.
 pub(crate) const BELL_LOCK: i64 = 7_411_001;
 /// Advisory lock of the one relay that may hold the bell's lock.
@@ -283,7 +283,7 @@ impl BellTask {
 }
 
 /// Sleeps until then; without a time for ever.
-pub(super) async fn sleep_until(until: Option<tokio::time::Instant>) {
+async fn sleep_until(until: Option<tokio::time::Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,

@@ -263,11 +263,13 @@ async fn afterwards(pool: &PgPool) -> Afterwards {
 pub(crate) struct LedgerSink {
     pub(crate) books: Books,
     pub(crate) takes: Duration,
+    /// While it is locked exclusively, attempts wait before they report.
+    pub(crate) gate: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl LedgerSink {
     pub(crate) fn new(books: &Books) -> Self {
-        Self { books: books.clone(), takes: Duration::ZERO }
+        Self { books: books.clone(), takes: Duration::ZERO, gate: Arc::default() }
     }
 }
 
@@ -294,6 +296,7 @@ impl Sink for LedgerSink {
         if !self.takes.is_zero() {
             pause(self.takes).await;
         }
+        let _open = self.gate.read().await;
         Outcome::Delivered.into()
     }
 

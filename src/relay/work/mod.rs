@@ -1,5 +1,8 @@
 //! The loop of the working stages: route, claim, and when neither finds anything, await work.
 
+mod looks;
+mod waits;
+
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -9,47 +12,22 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    await_work::{Bell, DOORBELL, MaySleep},
+    await_work::{Bell, DOORBELL},
     claim::Claims,
     deliver::Deliver,
-    doubt, due,
     parts::{Base, Parts, Sending, Waiting},
     reload::Reload,
     route::{Route, Step},
-    takeover,
 };
-use crate::store::{Error, retry_waits};
+use crate::store::{Error, Kind, retry_waits};
 
-/// After a sleep shorter than this, events come so fast that the next sleep is not worth the bell.
-const SHORT_NAP: Duration = Duration::from_millis(10);
-/// Pause before the relay then looks again.
+/// Shortest pause between looks while events come fast.
 const LINGER: Duration = Duration::from_millis(1);
-/// How often it then looks without finding anything before it sleeps.
-const LOOKS: u32 = 12;
-/// The longest pause between looks while a publisher that did not ring is under way.
-const GENTLE: Duration = Duration::from_millis(20);
-/// How often due deliveries are looked for without a poll: nobody rings when the lease of a dead relay ends.
-const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
-/// How often scans for due deliveries look at everything, without their bounds.
-const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Other relays are woken at most this often when there is more than this one can take.
 const RING_OTHERS: Duration = Duration::from_millis(100);
 
-/// How often a relay that does not attend the bell looks whether the one that does has missed something.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// An event that waited so long was missed.
 const MISSED: Duration = Duration::from_millis(500);
-/// How long a relay then looks for itself.
-const DISTRUST: Duration = Duration::from_secs(10);
-
-/// Time between looks for due deliveries when nothing has happened for a while and this relay is alone: what
-/// others make due they ring for.
-const RESTING: Duration = Duration::from_secs(60);
-/// Shortest time without work before a relay rests. It is twice the lease at least, so that what a relay held
-/// that was killed before has fallen due.
-const REST_AFTER: Duration = Duration::from_secs(5);
-/// A shorter poll is kept also at rest.
-const SHORT_POLL: Duration = Duration::from_secs(1);
 
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -137,6 +115,9 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
                 work.base.telemetry.database_failed("work", &error);
                 work.armed = false;
                 work.next_poll = Instant::now();
+                if error.kind() == Kind::Connection {
+                    work.looked_at_everything = None; // a standby may have been promoted meanwhile
+                }
                 let wait = waits.next().unwrap_or(Duration::from_secs(1));
                 // Stopping is the only thing that may cut the wait short.
                 let _ = tokio::time::timeout(wait, shutdown.cancelled()).await;
@@ -152,7 +133,9 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
 
 impl Work {
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
-        if self.bell.missed.swap(false, Ordering::AcqRel) {
+        if self.bell.missed.swap(false, Ordering::AcqRel)
+            || self.waiting.everything_is_new.load(Ordering::Acquire)
+        {
             self.next_poll = Instant::now();
         }
         if self.next_poll > Instant::now() + self.poll().mul_f64(1.1) && !self.may_rest() {
@@ -276,143 +259,6 @@ impl Work {
         Ok(())
     }
 
-    /// Waits until permits come back, but not longer than `longest`.
-    async fn await_room(&self, longest: Duration, shutdown: &CancellationToken) {
-        let latest = tokio::time::Instant::now() + longest;
-        tokio::select! {
-            () = self.sending.dispatch.room.notified() => {}
-            () = self.sending.freed.notified(), if self.waiting.schedule.count_behind() > 0 => {}
-            () = self.until_due() => {}
-            () = tokio::time::sleep_until(latest) => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-
-    /// Waits until something is due, or permits come back for which something waits. Returns whether
-    /// something is due.
-    async fn until_due_or_room(&self) -> bool {
-        loop {
-            tokio::select! {
-                () = self.until_due() => return true,
-                () = self.sending.freed.notified() => {
-                    if self.waiting.schedule.count_behind() > 0 {
-                        return false;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn until_due(&self) {
-        loop {
-            let due = self.waiting.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
-            tokio::select! {
-                () = tokio::time::sleep_until(due.into()) => return,
-                () = self.waiting.schedule.sooner.notified() => {}
-                () = self.base.reload.news.notified() => return,
-                () = self.waiting.relay_started.notified() => return,
-            }
-        }
-    }
-
-    async fn await_work(&mut self, shutdown: &CancellationToken) {
-        if self.last_nap < SHORT_NAP && self.looks < LOOKS {
-            self.looks += 1;
-            self.wait(LINGER, shutdown).await;
-            return;
-        }
-        match self.bell.may_sleep().await {
-            MaySleep::Yes if !self.armed => self.armed = true, // one more look
-            MaySleep::Yes | MaySleep::NoBell => self.sleep(None, shutdown).await,
-            // It may be frozen while it is awake: then nobody rings.
-            MaySleep::OthersWatch if self.attendant_missed.is_some_and(|then| then.elapsed() < DISTRUST) => {
-                self.wait_gently(shutdown).await;
-            }
-            MaySleep::OthersWatch => self.sleep(Some(WATCH_EVERY), shutdown).await,
-            MaySleep::NotYet => self.wait_gently(shutdown).await,
-        }
-    }
-
-    async fn wait_gently(&mut self, shutdown: &CancellationToken) {
-        let pause = self.gentle;
-        self.gentle = (self.gentle * 2).min(GENTLE);
-        self.wait(pause, shutdown).await;
-    }
-
-    /// Sleeps until the bell is rung or something is due, but not longer than `longest`.
-    async fn sleep(&mut self, longest: Option<Duration>, shutdown: &CancellationToken) {
-        self.base.telemetry.slept();
-        self.woke_unrung = false;
-        let began = Instant::now();
-        tokio::select! {
-            () = self.bell.rung.notified() => {
-                self.busy = Instant::now();
-                self.last_nap = began.elapsed();
-                self.looks = 0;
-                self.gentle = LINGER;
-                if std::mem::take(&mut self.armed) {
-                    self.bell.woke();
-                }
-            }
-            is_due = self.until_due_or_room() => {
-                if is_due {
-                    self.last_nap = Duration::MAX;
-                }
-            }
-            () = after(longest) => self.woke_unrung = true,
-            () = shutdown.cancelled() => {}
-        }
-        self.base.telemetry.woke();
-    }
-
-    async fn wait(&self, pause: Duration, shutdown: &CancellationToken) {
-        tokio::select! {
-            () = self.bell.rung.notified() => {}
-            () = tokio::time::sleep_until((Instant::now() + pause).into()) => {}
-            () = self.until_due() => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-
-    /// The fallback poll: which subscriptions have due deliveries, whoever made them.
-    async fn look_for_due(&mut self) -> Result<(), Error> {
-        let now = Instant::now();
-        let everything = self.waiting.look_at_everything.swap(false, Ordering::AcqRel)
-            || self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
-        if everything {
-            self.looked_at_everything = None; // if this fails, the next look is at everything, too
-            self.waiting.schedule.look_at_everything();
-        }
-        // Who changes a subscription and then redrives expects the change to count.
-        self.reload_if_changed().await?;
-        self.reload.follow_states().await?;
-        doubt::resolve(&self.base, &self.waiting).await?;
-        takeover::take_over(&self.base, &self.waiting, &self.claims.leases, everything).await?;
-        due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
-        if everything {
-            self.looked_at_everything = Some(now);
-        }
-        let poll = if self.may_rest() { self.poll().max(RESTING) } else { self.poll() };
-        // Relays that started together should not poll together.
-        self.next_poll = now + poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
-        Ok(())
-    }
-
-    fn poll(&self) -> Duration {
-        self.base.settings.poll.unwrap_or(DUE_WITHOUT_POLL)
-    }
-
-    /// Whether it is enough to look seldom: nothing waits, the bell is heard, and there is no other relay
-    /// whose leases could end.
-    fn may_rest(&self) -> bool {
-        self.armed
-            && self.poll() >= SHORT_POLL
-            && self.busy.elapsed() >= REST_AFTER.max(self.base.settings.lease * 2)
-            && self.waiting.other_relays.load(Ordering::Acquire) == 0
-            && self.waiting.schedule.next().is_none()
-            && self.waiting.schedule.count_behind() == 0
-    }
-
     async fn ring_others(&mut self) {
         if self.rang_others.elapsed() >= RING_OTHERS {
             self.rang_others = Instant::now();
@@ -421,13 +267,5 @@ impl Work {
                 self.base.telemetry.database_failed("await_work", &error);
             }
         }
-    }
-}
-
-/// Ends after this time; without a time never.
-async fn after(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep_until((Instant::now() + time).into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -1,0 +1,75 @@
+//! Looks in the database for what waits there, and when the next one is.
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use super::Work;
+use crate::{
+    relay::{doubt, due, takeover},
+    store::Error,
+};
+
+/// How often due deliveries are looked for without a poll.
+const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
+/// Nobody rings when the lease of a page ends: the next look is not later than that, and after this at least.
+const LEASES_EVERY: Duration = Duration::from_secs(2);
+/// How often scans for due deliveries look at everything, without their bounds.
+const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
+/// Time between looks for due deliveries when nothing has happened for a while and this relay is alone: what
+/// others make due they ring for.
+const RESTING: Duration = Duration::from_secs(60);
+/// Shortest time without work before a relay rests. It is twice the lease at least, so that what a relay held
+/// that was killed before has fallen due.
+const REST_AFTER: Duration = Duration::from_secs(5);
+/// A shorter poll is kept also at rest.
+const SHORT_POLL: Duration = Duration::from_secs(1);
+
+impl Work {
+    /// The fallback poll: which subscriptions have due deliveries, whoever made them.
+    pub(super) async fn look_for_due(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let everything = self.waiting.everything_is_new.swap(false, Ordering::AcqRel)
+            || self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
+        if everything {
+            self.looked_at_everything = None; // if this fails, the next look is at everything, too
+            self.waiting.schedule.look_at_everything();
+        }
+        // Who changes a subscription and then redrives expects the change to count.
+        self.reload_if_changed().await?;
+        self.reload.follow_states().await?;
+        doubt::resolve(&self.base, &self.waiting).await?;
+        let leases = &self.claims.leases;
+        takeover::take_over(&self.base, &self.sending, &self.waiting, leases, everything).await?;
+        due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
+        if everything {
+            self.looked_at_everything = Some(now);
+        }
+        let poll = if self.may_rest() { self.poll().max(RESTING) } else { self.poll() };
+        // Relays that started together should not poll together.
+        let mut pause = poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        if (everything || pause > LEASES_EVERY)
+            && let Some(ends) = takeover::look(&self.base, &self.waiting, everything).await?
+        {
+            pause = pause.min(ends.max(LEASES_EVERY));
+        }
+        self.next_poll = now + pause;
+        Ok(())
+    }
+
+    pub(super) fn poll(&self) -> Duration {
+        self.base.settings.poll.unwrap_or(DUE_WITHOUT_POLL)
+    }
+
+    /// Whether it is enough to look seldom: nothing waits, the bell is heard, and there is no other relay
+    /// whose leases could end.
+    pub(super) fn may_rest(&self) -> bool {
+        self.armed
+            && self.poll() >= SHORT_POLL
+            && self.busy.elapsed() >= REST_AFTER.max(self.base.settings.lease * 2)
+            && self.waiting.other_relays.load(Ordering::Acquire) == 0
+            && self.waiting.schedule.next().is_none()
+            && self.waiting.schedule.count_behind() == 0
+    }
+}
