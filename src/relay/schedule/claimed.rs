@@ -21,6 +21,13 @@ pub(in crate::relay) struct KeyedRows {
     pub(in crate::relay) wants_keys: bool,
 }
 
+/// What is looked at again.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Rows,
+    Backlog { is_suspect: bool },
+}
+
 impl Schedule {
     /// A claim took `rows` of a subscription without an order. It has seen all that was due before `before`,
     /// unless there were more.
@@ -44,9 +51,9 @@ impl Schedule {
         let Claim { subscription, room, since } = *claim;
         let Some(due) = found.due else {
             self.catch_up(subscription);
-            self.note(subscription, now + LOOK_AGAIN);
+            self.look_again(subscription, What::Rows, now);
             // Suspects may come before it.
-            self.hold_back_until(subscription, true, now + LOOK_AGAIN);
+            self.look_again(subscription, What::Backlog { is_suspect: true }, now);
             return;
         };
         let is_cut = due >= room as usize;
@@ -55,7 +62,7 @@ impl Schedule {
         } else if due > 0 {
             // It may wait for others of its keys, or somebody has locked it.
             self.catch_up(subscription);
-            self.note(subscription, now + LOOK_AGAIN);
+            self.look_again(subscription, What::Rows, now);
         } else if self.has_seen_all(subscription, since, before) {
             self.catch_up(subscription);
         } else {
@@ -80,7 +87,7 @@ impl Schedule {
         }
         let ends = self.let_go(subscription, is_suspect);
         if stays {
-            self.hold_back_until(subscription, is_suspect, now + LOOK_AGAIN);
+            self.look_again(subscription, What::Backlog { is_suspect }, now);
         }
         ends
     }
@@ -109,10 +116,22 @@ impl Schedule {
                 let ends = self.let_go(subscription, false);
                 if stays {
                     // Somebody has locked the first.
-                    self.hold_back_until(subscription, false, now + LOOK_AGAIN);
+                    self.look_again(subscription, What::Backlog { is_suspect: false }, now);
                 }
                 ends
             }
         }
+    }
+
+    /// Looks again soon: once for all of a subscription, however many claims find it locked until then.
+    fn look_again(&self, subscription: SubscriptionId, what: What, now: Instant) {
+        let soon = self.step(now + LOOK_AGAIN);
+        self.change(|state| {
+            let step = *state.again.entry(subscription).or_insert(soon);
+            match what {
+                What::Rows => state.due.insert((step, subscription)),
+                What::Backlog { is_suspect } => state.later.insert((step, subscription, is_suspect)),
+            };
+        });
     }
 }

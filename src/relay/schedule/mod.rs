@@ -47,6 +47,8 @@ struct State {
     /// When subscriptions have something in the backlog that cannot be claimed before, in steps since the
     /// origin, and whether it is suspects.
     later: BTreeSet<(u64, SubscriptionId, bool)>,
+    /// When subscriptions are looked at again of which something was locked. These are in `due` or `later`, too.
+    again: HashMap<SubscriptionId, u64>,
     /// Whether a subscription has fallen behind since the schedule was read.
     has_news: bool,
     /// Number of times that the schedule was read.
@@ -285,6 +287,7 @@ impl Schedule {
             let turn = state.turn;
             state.backlog(is_suspect).insert(subscription, turn);
         }
+        state.again.retain(|_, at| *at > step);
         state.has_news = false;
         state.looked_back.clear();
         state.looked_back_all = false;

@@ -7,8 +7,8 @@ use std::{
 
 use chrono::DateTime;
 
-use super::Schedule;
-use crate::delivery::SubscriptionId;
+use super::{KeyedRows, STEP, Schedule, claimed::LOOK_AGAIN};
+use crate::{delivery::SubscriptionId, store::Claim};
 
 fn ids(numbers: &[i64]) -> BTreeSet<SubscriptionId> {
     numbers.iter().copied().map(SubscriptionId).collect()
@@ -115,4 +115,28 @@ fn what_cannot_be_claimed_before_a_time_is_claimed_for_then_and_once() {
     assert_eq!(schedule.take_due(next).all, ids(&[7]));
     assert!(schedule.let_go(SubscriptionId(7), false), "the claim found nothing");
     assert!(schedule.take_due(next).all.is_empty());
+}
+
+#[test]
+fn however_many_claims_find_it_locked_a_subscription_is_looked_at_again_once() {
+    let schedule = Schedule::default();
+    let claim = Claim { subscription: SubscriptionId(7), room: 8, since: None };
+    let locked = KeyedRows { due: None, claimed: false, wants_keys: false };
+    let began = Instant::now();
+    for after in [0, 7, 20, 41] {
+        let now = began + Duration::from_millis(after);
+        schedule.keyed_rows_claimed(&claim, locked, DateTime::UNIX_EPOCH, now);
+        schedule.ordered_backlog_claimed(claim.subscription, None, true, now);
+    }
+    let next = schedule.next().unwrap();
+    assert!(next >= began + LOOK_AGAIN && next < began + LOOK_AGAIN + STEP * 2);
+    assert_eq!(schedule.take_due(next).all, ids(&[7]));
+    assert_eq!(schedule.waits(claim.subscription), (true, true));
+    for is_suspect in [false, true] {
+        schedule.let_go(claim.subscription, is_suspect);
+    }
+    schedule.take_due(next);
+    assert_eq!(schedule.next(), None);
+    schedule.keyed_rows_claimed(&claim, locked, DateTime::UNIX_EPOCH, next);
+    assert!(schedule.next().unwrap() >= next + LOOK_AGAIN, "and then again");
 }
