@@ -28,12 +28,20 @@ const LATE_IDS: i64 = 10_000;
 pub(super) struct Bounds {
     /// Newest id seen in the backlog.
     backlog: AtomicI64,
-    /// Lowest page that may be there: those below are gone, and a snapshot may keep their rows.
+    /// Where looks for pages begin, below the lowest one that was there: a snapshot may keep the rows of
+    /// those that are gone.
     pub(super) pages: AtomicI64,
     /// The subscription claimed for last: the next claim begins behind it.
     pub(super) turn: AtomicI64,
     /// Whether suspects of two deaths were found: they are claimed one at a time.
     pub(super) suspects_alone: AtomicBool,
+}
+
+impl Bounds {
+    /// Pages may have any number: the database may be another one.
+    pub(super) fn forget_pages(&self) {
+        self.pages.store(0, Ordering::Release);
+    }
 }
 
 /// Finds the subscriptions that have something due.

@@ -1,6 +1,6 @@
 //! Tells other relays of what waits in the database and is theirs to claim. Without it their polls find it.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::time::Instant;
 
 use super::{
     await_work::DOORBELL,
@@ -64,7 +64,7 @@ pub(super) fn elsewhere(
 impl Subscription {
     /// Whether another relay may deliver it, and not this one.
     pub(super) fn is_delivered_elsewhere(&self, sending: &Sending, waiting: &Waiting) -> bool {
-        let others_may = || waiting.other_relays.load(Ordering::Acquire) > 0;
+        let others_may = || !waiting.other_relays.are_none();
         self.row.active
             && if self.is_ordered() {
                 !sending.dispatch.is_gate_open(self.row.id)

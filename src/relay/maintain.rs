@@ -70,7 +70,7 @@ pub(super) async fn maintain(
                     waiting.relay_ended.store(true, Ordering::Release);
                     waiting.look_at_everything();
                 }
-                waiting.other_relays.store(now, Ordering::Release);
+                waiting.other_relays.set(now);
                 if now > relays {
                     waiting.relay_started.notify_one();
                     sending.pauses.recorded.notify_one();
@@ -80,7 +80,7 @@ pub(super) async fn maintain(
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
         }
-        if let Err(error) = set_back.follow_up(&base).await {
+        if let Err(error) = set_back.follow_up(&base, &waiting).await {
             base.telemetry.database_failed("maintain", &error);
         }
         if let Err(error) = trouble::judge(&base, &counted).await {

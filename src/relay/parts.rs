@@ -87,10 +87,31 @@ pub(super) struct Waiting {
     pub(super) everything_is_new: AtomicBool,
     /// Notified when the next look is to begin at once.
     pub(super) look: Notify,
-    /// How many other relays reported lately.
-    pub(super) other_relays: AtomicI64,
+    pub(super) other_relays: OtherRelays,
     /// Notified when another relay has started.
     pub(super) relay_started: Notify,
+}
+
+/// How many other relays reported lately.
+#[derive(Debug)]
+pub(super) struct OtherRelays(AtomicI64);
+
+impl Default for OtherRelays {
+    /// Not known before the first report.
+    fn default() -> Self {
+        Self(AtomicI64::new(-1))
+    }
+}
+
+impl OtherRelays {
+    pub(super) fn set(&self, count: i64) {
+        self.0.store(count, Ordering::Release);
+    }
+
+    /// Whether it is known that there is none.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
 }
 
 impl Waiting {

@@ -93,7 +93,7 @@ pub(super) async fn follow(
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !shutdown.is_cancelled() {
         pace.tick().await;
-        let is_alone = waiting.other_relays.load(Ordering::Acquire) == 0;
+        let is_alone = waiting.other_relays.are_none();
         let longest = match load(&base, &sending, &waiting).await {
             Ok(true) if is_alone => LOOK_ALONE,
             Ok(true) => LOOK_EVERY,

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{await_work::DOORBELL, parts::Base};
+use super::{
+    await_work::{DOORBELL, DUE},
+    parts::{Base, Waiting},
+};
 use crate::store::Error;
 
 /// A report that is earlier by so much was written after the clock was set.
@@ -45,7 +48,7 @@ impl SetBack {
     }
 
     /// Ends what dead relays have leased, once the others have renewed theirs.
-    pub(super) async fn follow_up(&mut self, base: &Base) -> Result<(), Error> {
+    pub(super) async fn follow_up(&mut self, base: &Base, waiting: &Waiting) -> Result<(), Error> {
         let wait = RENEWED_IN.max(base.settings.lease);
         if self.noticed.is_none_or(|noticed| noticed.elapsed() < wait) {
             return Ok(());
@@ -58,7 +61,8 @@ impl SetBack {
         let freed = base.store.free_far_leases(longest, self.is_seen).await?;
         *self = Self { noticed: None, is_seen: false };
         if freed > 0 {
-            base.store.ring(DOORBELL).await?;
+            waiting.look_at_everything();
+            base.store.notify(DOORBELL, &[DUE.to_owned()]).await?;
         }
         Ok(())
     }

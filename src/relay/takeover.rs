@@ -76,7 +76,7 @@ pub(super) async fn take_over(
     }
 }
 
-/// In how long the first lease of a page ends, unless it is renewed. Zero: it has ended, and somebody has
+/// In how long the first lease of a page ends, unless it is renewed. Zero: it has just ended, or somebody has
 /// locked the page. After a look at everything the next looks begin at the pages that are left.
 pub(super) async fn look(
     base: &Base,

@@ -1,6 +1,6 @@
 //! Rows of `outbox.gateways`, the processes with live clients, and how relays tell them of new events.
 
-use super::{connection::Store, error::Error, log::LOOK};
+use super::{connection::Store, error::Error, log::UPKEEP};
 
 impl Store {
     /// Records that this process serves so many live clients; to be repeated every 5 s. Relays tell it of new
@@ -12,7 +12,7 @@ impl Store {
     /// Those of the database.
     pub async fn report_gateway(&self, name: &str, connections: i32) -> Result<(), Error> {
         self.statement("reporting this gateway", sql!("relay/report_gateway"))
-            .on(LOOK)
+            .on(UPKEEP)
             .bind(name)
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(connections)

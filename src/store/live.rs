@@ -8,7 +8,7 @@ use super::{
     connection::Store,
     error::Error,
     events::{NewEvent, read_new_events},
-    log::LOOK,
+    log::UPKEEP,
     statement::first,
 };
 use crate::{delivery::SubscriptionId, event::Position};
@@ -84,7 +84,7 @@ impl Store {
     /// Those of the database.
     pub async fn load_channels(&self) -> Result<Channels, Error> {
         self.statement("loading channels", sql!("relay/load_channels"))
-            .on(LOOK)
+            .on(UPKEEP)
             .all(|rows| {
                 let generation = first(rows)?.try_get("generation")?;
                 let mut channels = Channels { rows: Vec::new(), unreadable: Vec::new(), generation };

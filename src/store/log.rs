@@ -24,7 +24,7 @@ const STALE: i64 = 10_000;
 const SINCE_A_TIME: &str = "3:3:";
 /// On which connection a gateway looks which database this is, reports, and loads channels. None of it waits
 /// for a read of the log. A gateway moves no cursor.
-pub(super) const LOOK: Reserved = Reserved::AdvanceCursor;
+pub(super) const UPKEEP: Reserved = Reserved::AdvanceCursor;
 /// What is behind the newest part is read on a connection of its own: a gateway claims nothing.
 const BEHIND: Reserved = Reserved::Claim;
 /// Positions that one statement looks at, however few events it finds there.
@@ -81,7 +81,7 @@ impl Store {
 
     async fn look_at_end(&self) -> Result<(Here, Position), Error> {
         self.statement("looking at the end of the log", sql!("live/look_around"))
-            .on(LOOK)
+            .on(UPKEEP)
             .row(|row| {
                 let (system, oid): (i64, i64) =
                     (row.try_get("system_identifier")?, row.try_get("database_oid")?);

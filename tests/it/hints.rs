@@ -168,7 +168,7 @@ async fn what_a_relay_that_ended_had_leased_is_sent_again_by_one_that_never_poll
     let (dying, events) = leasing(&database, 10, &recorder).await;
     dying.abort().await;
     drop(closed);
-    // Another relay counts as ended after 15 s, and that is looked for every 10 s.
+    // Another relay counts as ended after 30 s, and that is looked for every 10 s.
     let settled = "select not exists (select from outbox.owed)";
     database.eventually_within(Duration::from_secs(60), settled).await;
     assert_eq!(recorder.seen().len(), events + 1);
@@ -195,6 +195,28 @@ async fn what_a_relay_without_the_sink_takes_over_is_delivered_by_one_that_has_i
     for relay in [sending, taking] {
         assert!(relay.stop().await.complete);
     }
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retries_that_were_leased_when_a_relay_starts_are_sent_again_although_their_leases_end_apart() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    // Everything is routed: a relay that died had leased two retries.
+    database
+        .execute(
+            "select outbox.publish('a.b', '1') from generate_series(1, 2) as n;
+             update outbox.cursor set step = step + 1, settled = pg_current_snapshot();
+             insert into outbox.deliveries (subscription_id, due_at, position, created_at, lease_token, attempt)
+             select 1, now() + row_number() over (order by position) * interval '4 seconds', position, created_at,
+                    gen_random_uuid(), 1
+               from outbox.events where topic = 'a.b'",
+        )
+        .await;
+    let recorder = Recorder::new();
+    let left = start(&database, "left", Some(&recorder)).await;
+    recorder.wait_for(2).await;
+    assert!(left.stop().await.complete);
     database.drop().await;
 }
 

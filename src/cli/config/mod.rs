@@ -236,7 +236,7 @@ impl Config {
             (self.database.pooler && self.database.listen_url.is_none(), Self::ONLY_POLLS),
             (
                 self.relay.poll.is_some_and(|poll| poll > self.relay.lease),
-                "relay.poll is longer than relay.lease: deliveries of a killed relay may wait for the poll",
+                "relay.poll is longer than relay.lease: deliveries of a killed relay may wait for it, up to 40 s",
             ),
             (
                 self.relay.poll.is_none(),

@@ -34,7 +34,7 @@ use crate::{
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
 /// Payload of a notification about deliveries that are due now.
-const DUE: &str = "due";
+pub(super) const DUE: &str = "due";
 /// Advisory lock, held exclusively by a sleeping relay and shared by publishers that did not notify.
 pub(crate) const BELL_LOCK: i64 = 7_411_001;
 /// Advisory lock of the one relay that may hold the bell's lock.

@@ -47,7 +47,7 @@ struct State {
     /// When subscriptions have something in the backlog that cannot be claimed before, in steps since the
     /// origin, and whether it is suspects.
     later: BTreeSet<(u64, SubscriptionId, bool)>,
-    /// When subscriptions are looked at again of which something was locked. These are in `due` or `later`, too.
+    /// When subscriptions are looked at again of which something was locked. It is in `due` or `later`, too.
     again: HashMap<SubscriptionId, u64>,
     /// Whether a subscription has fallen behind since the schedule was read.
     has_news: bool,

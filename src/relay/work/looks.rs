@@ -15,6 +15,8 @@ use crate::{
 const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
 /// Nobody rings when the lease of a page ends: the next look is not later than that, and after this at least.
 const LEASES_EVERY: Duration = Duration::from_secs(2);
+/// A lease has ended then by the clock of the database, too.
+const MARGIN: Duration = Duration::from_millis(20);
 /// How often scans for due deliveries look at everything, without their bounds.
 const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Time between looks for due deliveries when nothing has happened for a while and this relay is alone: what
@@ -30,11 +32,18 @@ impl Work {
     /// The fallback poll: which subscriptions have due deliveries, whoever made them.
     pub(super) async fn look_for_due(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let everything = self.waiting.everything_is_new.swap(false, Ordering::AcqRel)
+        let is_news = self.waiting.everything_is_new.swap(false, Ordering::AcqRel)
+            || self.looked_at_everything.is_none();
+        let have_ended = self.leases_end.is_some_and(|then| now >= then);
+        let everything = is_news
+            || have_ended
             || self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
         if everything {
             self.looked_at_everything = None; // if this fails, the next look is at everything, too
             self.waiting.schedule.look_at_everything();
+        }
+        if is_news {
+            self.waiting.bounds.forget_pages();
         }
         // Who changes a subscription and then redrives expects the change to count.
         self.reload_if_changed().await?;
@@ -43,18 +52,26 @@ impl Work {
         let leases = &self.claims.leases;
         takeover::take_over(&self.base, &self.sending, &self.waiting, leases, everything).await?;
         due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
+        let poll = if self.may_rest() { self.poll().max(RESTING) } else { self.poll() };
+        // Relays that started together should not poll together.
+        let pause = poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        self.next_poll = now + pause;
+        if everything || pause > LEASES_EVERY {
+            let ends = takeover::look(&self.base, &self.waiting, everything).await?;
+            let looked = Instant::now();
+            if let Some(ends) = ends {
+                self.next_poll = self.next_poll.min(looked + LEASES_EVERY.max(ends + MARGIN));
+            }
+        }
+        if is_news {
+            self.leases_end = Some(now + self.base.settings.lease.mul_f64(1.1) + MARGIN);
+        } else if have_ended {
+            self.leases_end = None;
+        }
+        self.next_poll = self.leases_end.map_or(self.next_poll, |then| then.min(self.next_poll));
         if everything {
             self.looked_at_everything = Some(now);
         }
-        let poll = if self.may_rest() { self.poll().max(RESTING) } else { self.poll() };
-        // Relays that started together should not poll together.
-        let mut pause = poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
-        if (everything || pause > LEASES_EVERY)
-            && let Some(ends) = takeover::look(&self.base, &self.waiting, everything).await?
-        {
-            pause = pause.min(ends.max(LEASES_EVERY));
-        }
-        self.next_poll = now + pause;
         Ok(())
     }
 
@@ -68,7 +85,7 @@ impl Work {
         self.armed
             && self.poll() >= SHORT_POLL
             && self.busy.elapsed() >= REST_AFTER.max(self.base.settings.lease * 2)
-            && self.waiting.other_relays.load(Ordering::Acquire) == 0
+            && self.waiting.other_relays.are_none()
             && self.waiting.schedule.next().is_none()
             && self.waiting.schedule.count_behind() == 0
     }

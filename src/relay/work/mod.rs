@@ -56,6 +56,9 @@ struct Work {
     gentle: Duration,
     next_poll: Instant,
     looked_at_everything: Option<Instant>,
+    /// When all leases have ended that were there when this relay began, or looked at everything because of
+    /// news: what was committed at that moment may not have been seen.
+    leases_end: Option<Instant>,
     rang_others: Instant,
     last_claim: Option<Instant>,
     followed: Instant,
@@ -86,6 +89,7 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
         gentle: LINGER,
         next_poll: now,
         looked_at_everything: None,
+        leases_end: None,
         rang_others: now,
         last_claim: None,
         followed: now,
