@@ -63,12 +63,13 @@ async fn a_relay_takes_no_more_memory_and_descriptors_after_long() {
     let findings = books.balance(&database, seed).await;
     let third = samples.len() / 3;
     let (second, last) = (&samples[third..2 * third], &samples[2 * third..]);
-    // Connections come and go: not the most of them.
-    let open = |part: &[Sample]| {
+    let descriptors = |part: &[Sample]| {
         let mut all: Vec<usize> = part.iter().map(|one| one.descriptors).collect();
         all.sort_unstable();
-        all[all.len() / 2]
+        all
     };
+    let usual = |part: &[Sample]| descriptors(part)[part.len() / 2];
+    let most = |part: &[Sample]| descriptors(part)[part.len() - 1];
     let slope = slope(&samples[third..]);
     println!(
         "{minutes} minutes, {faults} kills of another relay: {} requests, {} copies; memory {:.1} MiB after a \
@@ -77,11 +78,13 @@ async fn a_relay_takes_no_more_memory_and_descriptors_after_long() {
         findings.duplicates(),
         mean(second) / 1_024.0,
         mean(last) / 1_024.0,
-        open(second),
-        open(last),
+        most(second),
+        most(last),
         samples.iter().map(|one| one.dead_rows).max().unwrap()
     );
-    assert!(open(last) <= open(second) + 4, "descriptors grow");
+    println!("usually {} descriptors, then {}", usual(second), usual(last));
+    assert!(usual(last) <= usual(second) + 4, "descriptors grow");
+    assert!(most(last) <= most(second) + 4, "descriptors grow");
     assert!(mean(last) < 1.1 * mean(second), "memory grows");
     assert!(minutes < LONG || slope < 1.0, "memory grows by {slope} % an hour");
     drop((watched, other));
