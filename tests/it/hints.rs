@@ -157,17 +157,22 @@ async fn what_was_leased_when_a_relay_starts_is_sent_again_when_that_lease_ends(
     database.drop().await;
 }
 
+/// A relay that never polls beside one that has died and had leased something, and how many events were
+/// published, of which each was sent once.
+async fn beside_a_dead_one(database: &Database, lease: u64, recorder: &Recorder) -> (RelayBox, usize) {
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let _closed = recorder.gate.write().await;
+    let mut left = start(database, "left", Some(recorder)).await;
+    left.wait_asleep().await;
+    let (dying, events) = leasing(database, lease, recorder).await;
+    dying.abort().await;
+    (left, events)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_relay_that_ended_had_leased_is_sent_again_by_one_that_never_polls() {
-    let database = Database::new().await;
-    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
-    let recorder = Recorder::new();
-    let closed = recorder.gate.write().await;
-    let mut left = start(&database, "left", Some(&recorder)).await;
-    left.wait_asleep().await;
-    let (dying, events) = leasing(&database, 10, &recorder).await;
-    dying.abort().await;
-    drop(closed);
+    let (database, recorder) = (Database::new().await, Recorder::new());
+    let (left, events) = beside_a_dead_one(&database, 10, &recorder).await;
     // Another relay counts as ended after 30 s, and that is looked for every 10 s.
     let settled = "select not exists (select from outbox.owed)";
     database.eventually_within(Duration::from_secs(60), settled).await;
@@ -178,21 +183,14 @@ async fn what_a_relay_that_ended_had_leased_is_sent_again_by_one_that_never_poll
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_relay_without_the_sink_takes_over_is_delivered_by_one_that_has_it() {
-    let database = Database::new().await;
-    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
-    let recorder = Recorder::new();
-    let closed = recorder.gate.write().await;
-    let mut sending = start(&database, "sending", Some(&recorder)).await;
-    sending.wait_asleep().await;
-    let (dying, events) = leasing(&database, 3, &recorder).await;
-    dying.abort().await;
-    // The other does not notice that it has ended.
+    let (database, recorder) = (Database::new().await, Recorder::new());
+    let (left, events) = beside_a_dead_one(&database, 3, &recorder).await;
+    // It does not notice that the other has ended.
     database.execute("update outbox.relays set seen_at = now() + '1 hour' where name = 'dying'").await;
-    drop(closed);
     let polling = Settings { poll: Some(Duration::from_millis(200)), ..settings("taking") };
     let taking = RelayBox::start_with(&database, |builder| builder.settings(polling)).await;
     recorder.wait_for(events + 1).await;
-    for relay in [sending, taking] {
+    for relay in [left, taking] {
         assert!(relay.stop().await.complete);
     }
     database.drop().await;
