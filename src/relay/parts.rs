@@ -115,8 +115,8 @@ impl OtherRelays {
 }
 
 impl Waiting {
-    /// What waits may be what this relay knows nothing of, and nobody rings for it: a relay has ended, or the
-    /// database is another one since a standby was promoted.
+    /// Begins a look at everything: something may wait of which nobody notifies, because another relay has
+    /// ended, a standby was promoted, or leases were ended after the clock was set back.
     pub(super) fn look_at_everything(&self) {
         self.everything_is_new.store(true, Ordering::Release);
         self.look.notify_one();

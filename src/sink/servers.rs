@@ -198,8 +198,8 @@ impl Servers {
         }
     }
 
-    /// Connects to the right server with a connection that can listen. It does not connect again by itself:
-    /// what was told meanwhile would be lost without a word.
+    /// Connects to the right server for LISTEN. A lost connection is reported and not replaced here, because
+    /// its owner must look for what was notified meanwhile.
     ///
     /// # Errors
     /// As [`Servers::connect`].

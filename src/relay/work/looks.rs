@@ -13,9 +13,9 @@ use crate::{
 
 /// How often due deliveries are looked for without a poll.
 const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
-/// Nobody rings when the lease of a page ends: the next look is not later than that, and after this at least.
+/// Shortest time until the next look when it is for the end of a page's lease, of which nobody notifies.
 const LEASES_EVERY: Duration = Duration::from_secs(2);
-/// A lease has ended then by the clock of the database, too.
+/// Added to the end of a lease, so that it has passed by the clock of the database, too.
 const MARGIN: Duration = Duration::from_millis(20);
 /// How often scans for due deliveries look at everything, without their bounds.
 const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
@@ -29,7 +29,8 @@ const REST_AFTER: Duration = Duration::from_secs(5);
 const SHORT_POLL: Duration = Duration::from_secs(1);
 
 impl Work {
-    /// The fallback poll: which subscriptions have due deliveries, whoever made them.
+    /// Asks the database which subscriptions have deliveries to claim, also those that nobody has notified
+    /// of, and decides when to ask again.
     pub(super) async fn look_for_due(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         let is_news = self.waiting.everything_is_new.swap(false, Ordering::AcqRel)

@@ -56,8 +56,8 @@ struct Work {
     gentle: Duration,
     next_poll: Instant,
     looked_at_everything: Option<Instant>,
-    /// When all leases have ended that were there when this relay began, or looked at everything because of
-    /// news: what was committed at that moment may not have been seen.
+    /// When the look at everything is repeated that began with news, such as a promotion. By then the leases
+    /// have ended that were held at that moment; none: it was repeated.
     leases_end: Option<Instant>,
     rang_others: Instant,
     last_claim: Option<Instant>,

@@ -105,7 +105,8 @@ async fn each_partition_has_the_indexes_triggers_and_identity_of_the_first() {
     database.drop().await;
 }
 
-/// A session plans a function anew for its first calls, and then once for all.
+/// PL/pgSQL keeps what it has parsed and planned for the whole session, so the first call may differ from the
+/// next ones.
 #[tokio::test]
 async fn a_session_drops_many_partitions_one_after_the_other() {
     let database = Database::new().await;
